@@ -1,0 +1,71 @@
+"""The names of everything in the store; nothing else spells them.
+
+    user:features:{g3.17}:<tenant>:<id>   record of a user in generation 3, shard 17 (item:, model: likewise)
+    guard:{g3.17}                         hash: source -> next offset to apply
+    millstream:current                    the generation that is read
+    answer:<tenant>:<request_id>          a rank response, kept so that a repeated request gets the same bytes
+
+The braces are a hash tag: records and guards of one shard live in one cluster slot.
+"""
+
+from typing import NamedTuple
+
+import msgspec
+import xxhash
+
+#: Shards of a new generation. More spread a cluster's load finer and cost a script call each a batch.
+SHARDS_COUNT = 64
+CURRENT = b"millstream:current"
+
+
+class Generation(msgspec.Struct, frozen=True):
+    """A complete, independent copy of all records. shards: a power of two; feature_version: the registry it is made for."""
+
+    number: int
+    feature_version: str
+    shards: int = SHARDS_COUNT
+
+    @property
+    def name(self) -> str:
+        """How responses and keys call it."""
+        return f"g{self.number}"
+
+
+class Entity(NamedTuple):
+    """Whose record: the tenant is empty where there is one."""
+
+    tenant: str
+    kind: str
+    id: str
+
+
+def shard_of(tenant: str, entity_id: str, shards: int) -> int:
+    """Where an entity's record lives; stable for ever: xxHash32 of "tenant:id"."""
+    return xxhash.xxh32_intdigest(f"{tenant}:{entity_id}".encode()) & (shards - 1)
+
+
+def record_key(generation: Generation, entity: Entity) -> bytes:
+    """The key of one record."""
+    shard = shard_of(entity.tenant, entity.id, generation.shards)
+    return f"{entity.kind}:features:{{{generation.name}.{shard}}}:{entity.tenant}:{entity.id}".encode()
+
+
+def entity_of(key: bytes) -> Entity:
+    """Whose record a key is: the inverse of record_key."""
+    kind, _, _, tenant, entity_id = key.decode().split(":", 4)
+    return Entity(tenant, kind, entity_id)
+
+
+def record_pattern(generation: Generation) -> bytes:
+    """A glob over all records of a generation."""
+    return f"*:features:{{{generation.name}.*}}:*".encode()
+
+
+def guard_key(generation: Generation, shard: int) -> bytes:
+    """The key of one shard's guards."""
+    return f"guard:{{{generation.name}.{shard}}}".encode()
+
+
+def answer_key(tenant: str, request_id: str) -> bytes:
+    """The key of one kept response."""
+    return f"answer:{tenant}:{request_id}".encode()

@@ -1,0 +1,88 @@
+"""The online store in this process: for tests, for replay on a laptop, and as the plainest statement of what the store does.
+
+Nothing expires here: it lives no longer than its process.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from fnmatch import fnmatchcase
+
+import numpy as np
+from numpy.typing import NDArray
+
+from online_store.deltas import Deltas
+from online_store.keys import Generation, guard_key, record_pattern
+from online_store.record import Layout, layouts, merge
+from online_store.store import Step
+from schemas.features import Registry
+from schemas.topics import Source
+
+
+class MemoryStore:
+    """An OnlineStore in dictionaries."""
+
+    def __init__(self, registry: Registry) -> None:
+        """Empty, for records of one registry."""
+        self._layouts: list[Layout] = list(layouts(registry).values())
+        self._values: dict[bytes, bytes] = {}
+        self._guards: dict[bytes, dict[str, int]] = {}
+        self._current: Generation | None = None
+
+    async def apply(self, generation: Generation, source: Source, following: int, steps: Sequence[Step]) -> list[int]:
+        """As OnlineStore.apply."""
+        return [self._apply(guard_key(generation, step.shard), source, following, step) for step in steps]
+
+    def _apply(self, guard: bytes, source: Source, following: int, step: Step) -> int:
+        guards = self._guards.setdefault(guard, {})
+        standing = guards.get(str(source), 0)
+        if standing != step.expected:
+            return standing
+        self._values.update(self._merged(step.deltas))
+        guards[str(source)] = following
+        return following
+
+    def _merged(self, deltas: Deltas) -> dict[bytes, bytes]:
+        merged = {}
+        for place, (key, kind) in enumerate(zip(deltas.keys, deltas.kinds, strict=True)):
+            rows = deltas.rows[deltas.rows["key"] == place]
+            sections = [section for number, section in deltas.sections if number == place]
+            merged[key] = merge(self._layouts[kind], self._values.get(key), rows, sections)
+        return merged
+
+    async def guards(self, generation: Generation, sources: Sequence[Source]) -> NDArray[np.int64]:
+        """As OnlineStore.guards."""
+        shards = [self._guards.get(guard_key(generation, shard), {}) for shard in range(generation.shards)]
+        rows = [[guards.get(str(source), 0) for guards in shards] for source in sources]
+        return np.array(rows, dtype=np.int64).reshape(len(sources), generation.shards)
+
+    async def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """As OnlineStore.read."""
+        return [self._values.get(key) for key in keys]
+
+    async def current(self) -> Generation | None:
+        """As OnlineStore.current."""
+        return self._current
+
+    async def begin(self, generation: Generation) -> Generation:
+        """As OnlineStore.begin."""
+        self._current = self._current or generation
+        return self._current
+
+    async def records(self, generation: Generation) -> AsyncIterator[bytes]:
+        """As OnlineStore.records."""
+        pattern = record_pattern(generation).decode()
+        for key in list(self._values):
+            if fnmatchcase(key.decode(), pattern):
+                yield key
+
+    async def keep_answer(self, key: bytes, answer: bytes, ttl_ms: int) -> bytes:  # noqa: ARG002  # nothing expires here
+        """As OnlineStore.keep_answer."""
+        return self._values.setdefault(key, answer)
+
+    async def clear(self) -> None:
+        """Lose everything, as a store does that comes back empty."""
+        self._values.clear()
+        self._guards.clear()
+        self._current = None
+
+    async def close(self) -> None:
+        """As OnlineStore.close: nothing is held."""

@@ -1,0 +1,50 @@
+"""What the platform asks of an online store. online_store/memory.py and online_store/redis.py both are one, and pass one suite."""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from online_store.deltas import Deltas
+from online_store.keys import Generation
+from schemas.topics import Source
+
+
+class Step(NamedTuple):
+    """One atomic step: apply deltas to a shard if its guard stands at `expected`."""
+
+    shard: int
+    expected: int
+    deltas: Deltas
+
+
+class OnlineStore(Protocol):
+    """Records, guards and the generation pointer. Every call may raise StoreError; a lost connection does."""
+
+    async def apply(self, generation: Generation, source: Source, following: int, steps: Sequence[Step]) -> list[int]:
+        """Each step applies its deltas and moves its shard's guard to `following`, or changes nothing.
+
+        Returns the guard of each step's shard after the call: `following` where it was applied, else what stands there.
+        """
+
+    async def guards(self, generation: Generation, sources: Sequence[Source]) -> NDArray[np.int64]:
+        """The next offset that each shard wants of each source, int64 [sources, shards]; 0 where none stands."""
+
+    async def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The values under keys, in one call; None where there is none."""
+
+    async def current(self) -> Generation | None:
+        """The generation that is read; None where the store is empty."""
+
+    async def begin(self, generation: Generation) -> Generation:
+        """Make a generation the current one if there is none. Returns the current one."""
+
+    def records(self, generation: Generation) -> AsyncIterator[bytes]:
+        """The keys of all records of a generation, each once, in no order."""
+
+    async def keep_answer(self, key: bytes, answer: bytes, ttl_ms: int) -> bytes:
+        """Keep an answer unless one is kept already. Returns the one that is kept."""
+
+    async def close(self) -> None:
+        """Let go of connections."""

@@ -1,0 +1,54 @@
+"""Every error Millstream raises on purpose.
+
+MillstreamError
+├── SettingsError        a setting or a file named by one is missing or wrong; all of them are listed
+├── StackError           the local Kafka or store cannot be started, reached or stopped
+├── DecodeError          bytes are not one of our records; carries the reason code of its dead letter
+├── SchemaError          two versions of a record cannot read each other, or a schema is not known
+├── StoreError           the online store refused a call or holds what it should not
+│   └── GenerationError  the current generation was made for another registry
+└── BundleError          a model folder is incomplete, was changed, or scores differently from its trainer
+
+A message says what happened, with which values, and what to do next.
+"""
+
+
+class MillstreamError(Exception):
+    """Root of the tree: catch this at a program's edge, print it, and exit 2."""
+
+
+class SettingsError(MillstreamError):
+    """A setting is missing or wrong."""
+
+
+class StackError(MillstreamError):
+    """The local stack cannot do what it was asked."""
+
+
+class DecodeError(MillstreamError):
+    """Bytes are not one of our records.
+
+    reason: the code that stands in the dead letter, one of `schemas.records.Reason`.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        """Keep the code beside the sentence."""
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class SchemaError(MillstreamError):
+    """Two versions of a record cannot read each other, or a schema is not known."""
+
+
+class StoreError(MillstreamError):
+    """The online store refused a call or holds what it should not."""
+
+
+class GenerationError(StoreError):
+    """The current generation was made for another registry."""
+
+
+class BundleError(MillstreamError):
+    """A model folder is incomplete, was changed, or scores differently from its trainer."""

@@ -1,0 +1,117 @@
+"""The eight topics, and a record as it stands in one of them before it is decoded.
+
+Names here carry no prefix: the prefix is a setting, put in front where a client is opened. Kafka clients' own message objects
+are used as they come: anything with a LogRecord's attributes is one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from schemas.records import (
+    Click,
+    Content,
+    DeadLetter,
+    Dwell,
+    Impression,
+    RankRequest,
+    RankResponse,
+    RankTelemetry,
+    Record,
+    User,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """One topic. records: what it may carry, the first is what JSON without a "type" is; key: the field whose bytes are the key."""
+
+    name: str
+    records: tuple[type[Record], ...]
+    key: str
+
+    def key_of(self, record: Record) -> bytes:
+        """The Kafka key under which a record is sent."""
+        key = getattr(record, self.key)
+        return key if isinstance(key, bytes) else str(key).encode()
+
+
+IMPRESSIONS = Topic("impressions", (Impression,), "user_id")
+CLICKS = Topic("clicks", (Click, Dwell), "user_id")
+CONTENT = Topic("content", (Content,), "item_id")
+USERS = Topic("users", (User,), "user_id")
+RANK_REQUESTS = Topic("rank-requests", (RankRequest,), "user_id")
+RANK_RESPONSES = Topic("rank-responses", (RankResponse,), "user_id")
+RANK_TELEMETRY = Topic("rank-telemetry", (RankTelemetry,), "request_id")
+DEAD_LETTERS = Topic("dead-letters", (DeadLetter,), "key")
+
+#: The topics that change features: what ingest and replay read.
+SOURCES = (IMPRESSIONS, CLICKS, CONTENT, USERS)
+TOPICS = {
+    topic.name: topic
+    for topic in (*SOURCES, RANK_REQUESTS, RANK_RESPONSES, RANK_TELEMETRY, DEAD_LETTERS)
+}
+
+
+Headers = Sequence[tuple[str, bytes]]
+
+
+class LogRecord(Protocol):
+    """One record of a log; named as aiokafka names them, so that its ConsumerRecord is one.
+
+    timestamp: Kafka's, milliseconds UTC. key, value: bytes as produced, None where the producer sent none.
+    """
+
+    @property
+    def topic(self) -> str: ...
+    @property
+    def partition(self) -> int: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def timestamp(self) -> int: ...
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> Headers: ...
+
+
+class StoredRecord(NamedTuple):
+    """A LogRecord of our own: what files and tests hold, and what a confluent-kafka message is turned into."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+class Source(NamedTuple):
+    """One partition of one topic (without the topic prefix): the unit that guards count offsets for."""
+
+    topic: str
+    partition: int
+
+    def __str__(self) -> str:
+        """The name under which a guard stands in the store."""
+        return f"{self.topic}/{self.partition}"
+
+
+class Batch(NamedTuple):
+    """All that one source holds in [start, following): offsets ascending, never empty.
+
+    start: the offset that was fetched from. It may lie before the first record's: compaction and transaction marks leave holes.
+    """
+
+    source: Source
+    records: Sequence[LogRecord]
+    start: int
+
+    @property
+    def following(self) -> int:
+        """The offset after the last record: what a guard holds once the batch is applied."""
+        return self.records[-1].offset + 1
