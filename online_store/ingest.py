@@ -19,10 +19,10 @@ from online_store.record import layouts
 from online_store.store import OnlineStore, Step
 from schemas.aggregates import updates
 from schemas.codec import SchemaIds
-from schemas.columns import BadRecord, Profile, decode_events, decode_profiles
+from schemas.columns import Profile, decode_events, decode_profiles
 from schemas.errors import GenerationError, StoreError
 from schemas.features import Registry
-from schemas.topics import CLICKS, IMPRESSIONS, SOURCES, Batch, Source
+from schemas.topics import CLICKS, IMPRESSIONS, SOURCES, BadRecord, Batch, Source
 
 #: How often one batch is grouped anew because another worker moved a guard under it. More than a few means two live workers own
 #: one partition, and going on would only heat the store.

@@ -9,14 +9,24 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from redis import asyncio as client
-from redis.exceptions import NoScriptError, RedisError
+from prometheus_client import Counter
+from redis.exceptions import (
+    BusyLoadingError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    TryAgainError,
+)
+from redis.exceptions import ConnectionError as LostConnectionError
+from redis.exceptions import TimeoutError as NoAnswerError
 
 from online_store.deltas import Deltas
 from online_store.keys import CURRENT, Generation, guard_key, record_pattern
 from online_store.record import Layout, layouts
 from online_store.store import Step
 from schemas.aggregates import TILE
-from schemas.errors import SettingsError, StoreError
+from schemas.errors import SettingsError, StoreAwayError, StoreError
 from schemas.features import Registry
 from schemas.topics import Source
 
@@ -24,20 +34,33 @@ SCRIPT = Path(__file__).parent / "lua" / "apply.lua"
 #: Keys that one SCAN call looks at: more would hold the server's one thread for longer than a rank request can wait.
 SCAN_COUNT = 1_000
 
+STORE_CALLS = Counter("millstream_store_calls", "Calls to the online store, by how they ended.", ["call", "outcome"])
+#: What passes by itself or when an operator acts: a restart, a failover, a full memory.
+PASSING = (LostConnectionError, NoAnswerError, BusyLoadingError, ReadOnlyError, TryAgainError, OutOfMemoryError, OSError)
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 def _answered(call: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
-    """Turn the client's errors into ours, in one place."""
+    """Count a call, and turn the client's errors into ours, in one place."""
 
     @functools.wraps(call)
     async def answered(*args: P.args, **kwargs: P.kwargs) -> T:
+        outcome = "error"
         try:
-            return await call(*args, **kwargs)
-        except (RedisError, OSError, TimeoutError) as error:
+            answer = await call(*args, **kwargs)
+            outcome = "ok"
+        except PASSING as error:
+            outcome = "away"
             message = f"the store did not answer {call.__name__}: {error!r}. Is it up? `millstream stack status` tells."
+            raise StoreAwayError(message) from error
+        except RedisError as error:
+            message = f"the store refused {call.__name__}: {error!r}. Rebuild the generation from the log if a record is at fault."
             raise StoreError(message) from error
+        finally:
+            STORE_CALLS.labels(call.__name__, outcome).inc()
+        return answer
 
     return answered
 

@@ -24,12 +24,13 @@ from schemas.records import (
     TS_MS_MAX,
     VALUE_BYTES_MAX,
     Content,
+    DeadLetter,
     RankRequest,
     Reason,
     Record,
     User,
 )
-from schemas.topics import Headers, Topic
+from schemas.topics import BadRecord, Headers, Topic
 
 SINGLE_OBJECT = b"\xc3\x01"
 CONFLUENT = b"\x00"
@@ -140,6 +141,28 @@ def check(record: Content | User | RankRequest, timestamp_ms: int) -> None:
         raise DecodeError(Reason.OUT_OF_RANGE, f"ts_ms {record.ts_ms} is not a time since 1970 in milliseconds")
     if record.ts_ms - timestamp_ms > CLOCK_SKEW_MS_MAX:
         raise DecodeError(Reason.FUTURE_DATED, f"ts_ms {record.ts_ms} is ahead of its record's timestamp {timestamp_ms}")
+
+
+def dead_letter(bad: BadRecord) -> tuple[bytes, list[tuple[str, bytes]]]:
+    """Value and headers of a dead letter; the headers are named as Kafka Connect names them, so that its tools show them."""
+    record = bad.record
+    letter = DeadLetter(
+        topic=record.topic,
+        partition=record.partition,
+        offset=record.offset,
+        reason=bad.reason,
+        detail=bad.detail,
+        value=record.value,
+        key=record.key,
+    )
+    named = {
+        "topic": record.topic,
+        "partition": record.partition,
+        "offset": record.offset,
+        "exception.class.name": bad.reason,
+        "exception.message": bad.detail,
+    }
+    return encode(letter), [(f"__connect.errors.{name}", str(value).encode()) for name, value in named.items()]
 
 
 def _convert(record: type[Record], fields: Any) -> Record:  # noqa: ANN401  # whatever the bytes held

@@ -31,7 +31,7 @@ from schemas.records import (
     Record,
     User,
 )
-from schemas.topics import LogRecord, Topic
+from schemas.topics import BadRecord, LogRecord, Topic
 
 #: The fields that updates are made of; a record that lacks one has it null.
 EVENT_FIELDS = {
@@ -91,14 +91,6 @@ _fault = pl.coalesce(
     *(pl.when(broken).then(pl.lit(number, pl.UInt8)) for number, (_, _, broken) in enumerate(FAULTS)),
     pl.lit(None, pl.UInt8),
 )
-
-
-class BadRecord(NamedTuple):
-    """A record for dead-letters. detail: one sentence with the offending value."""
-
-    record: LogRecord
-    reason: str
-    detail: str
 
 
 class Events(NamedTuple):

@@ -6,7 +6,9 @@ MillstreamError
 ├── DecodeError          bytes are not one of our records; carries the reason code of its dead letter
 ├── SchemaError          two versions of a record cannot read each other, or a schema is not known
 ├── StoreError           the online store refused a call or holds what it should not
-│   └── GenerationError  the current generation was made for another registry
+│   ├── GenerationError  the current generation was made for another registry
+│   └── StoreAwayError   the store does not answer now: worth another try
+├── LogError             Kafka, or a file in its place, did not take or give what it was asked
 └── BundleError          a model folder is incomplete, was changed, or scores differently from its trainer
 
 A message says what happened, with which values, and what to do next.
@@ -48,6 +50,14 @@ class StoreError(MillstreamError):
 
 class GenerationError(StoreError):
     """The current generation was made for another registry."""
+
+
+class StoreAwayError(StoreError):
+    """The store does not answer now: worth another try."""
+
+
+class LogError(MillstreamError):
+    """Kafka, or a file in its place, did not take or give what it was asked."""
 
 
 class BundleError(MillstreamError):

@@ -63,19 +63,33 @@ class LogRecord(Protocol):
     """
 
     @property
-    def topic(self) -> str: ...
+    def topic(self) -> str:
+        """Its name, prefix included."""
+
     @property
-    def partition(self) -> int: ...
+    def partition(self) -> int:
+        """Which partition of it."""
+
     @property
-    def offset(self) -> int: ...
+    def offset(self) -> int:
+        """Where in the partition."""
+
     @property
-    def timestamp(self) -> int: ...
+    def timestamp(self) -> int:
+        """Kafka's, milliseconds UTC."""
+
     @property
-    def key(self) -> bytes | None: ...
+    def key(self) -> bytes | None:
+        """As produced."""
+
     @property
-    def value(self) -> bytes | None: ...
+    def value(self) -> bytes | None:
+        """As produced; None is a tombstone."""
+
     @property
-    def headers(self) -> Headers: ...
+    def headers(self) -> Headers:
+        """Name and bytes, in order."""
+
 
 
 class StoredRecord(NamedTuple):
@@ -115,3 +129,11 @@ class Batch(NamedTuple):
     def following(self) -> int:
         """The offset after the last record: what a guard holds once the batch is applied."""
         return self.records[-1].offset + 1
+
+
+class BadRecord(NamedTuple):
+    """A record for dead-letters. reason: one of schemas.records.Reason; detail: one sentence with the offending value."""
+
+    record: LogRecord
+    reason: str
+    detail: str

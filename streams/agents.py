@@ -1,0 +1,35 @@
+"""The agents: one for each topic that changes features. They decide nothing; they hand batches on."""
+
+from collections.abc import AsyncIterator
+
+from schemas.topics import CLICKS, CONTENT, IMPRESSIONS, USERS, Batch
+from streams.transport import App
+from streams.worker import Worker
+
+
+def add_agents(app: App, worker: Worker) -> None:
+    """Let the worker take every batch of the four source topics."""
+
+    async def impressions(stream: AsyncIterator[Batch]) -> None:
+        async for batch in stream:
+            await worker.take(batch)
+
+    async def clicks(stream: AsyncIterator[Batch]) -> None:
+        async for batch in stream:
+            await worker.take(batch)
+
+    async def content(stream: AsyncIterator[Batch]) -> None:
+        async for batch in stream:
+            await worker.take(batch)
+
+    async def users(stream: AsyncIterator[Batch]) -> None:
+        async for batch in stream:
+            await worker.take(batch)
+
+    agents = {IMPRESSIONS: impressions, CLICKS: clicks, CONTENT: content, USERS: users}
+    for topic, agent in agents.items():
+        name = app.topic_prefix + topic.name
+        app.source_topics.add(name)
+        # A few batches wait between fetch and agent; more would only be more to drop when a partition is read again.
+        channel = app.topic(name, key_serializer="raw", value_serializer="raw", value_type=bytes, key_type=bytes, maxsize=4)
+        app.agent(channel, name=topic.name)(agent)

@@ -1,0 +1,101 @@
+"""Builds and runs an ingest worker: one Faust app on the batch transport, its agents, its guards' watch.
+
+An app is built inside the running event loop, never at import: Faust binds to the first loop it sees.
+"""
+
+import asyncio
+import logging
+import signal
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from online_store.ingest import Ingest
+from online_store.store import OnlineStore
+from schemas.errors import MillstreamError
+from schemas.features import Registry
+from streams.agents import add_agents
+from streams.schema_registry import schema_ids
+from streams.transport import App
+from streams.worker import Worker
+
+#: How often a worker looks whether the store still has what it acknowledged (seconds): the longest an idle partition stays wrong.
+GUARD_CHECK_S = 5.0
+#: How often a worker looks whether it has crashed or was asked to stop (seconds).
+HEALTH_CHECK_S = 0.2
+#: How long an orderly stop may take (seconds); what is not done by then is safe to drop: the guards know.
+STOP_S = 10.0
+
+log = logging.getLogger("millstream.ingest")
+
+
+@dataclass(frozen=True, slots=True)
+class IngestSettings:
+    """kafka_bootstrap: host:port[,host:port]; group_id: workers that share the partitions; fetch_rows_max: records a fetch, all partitions together."""
+
+    kafka_bootstrap: str
+    group_id: str
+    topic_prefix: str = ""
+    schema_registry_url: str = ""
+    fetch_rows_max: int = 20_000
+    session_timeout_s: float = 10.0
+
+
+def build(settings: IngestSettings, store: OnlineStore, registry: Registry) -> tuple[App, Worker]:
+    """An app and its worker, not started."""
+    app = App(
+        settings.group_id,
+        broker=f"kafka://{settings.kafka_bootstrap.replace(',', ';kafka://')}",
+        topic_prefix=settings.topic_prefix,
+        topic_disable_leader=True,
+        topic_allow_declare=False,
+        web_enabled=False,
+        datadir=Path(tempfile.gettempdir()) / "millstream-faust",
+        consumer_auto_offset_reset="earliest",
+        broker_max_poll_records=settings.fetch_rows_max,
+        broker_session_timeout=settings.session_timeout_s,
+        broker_heartbeat_interval=settings.session_timeout_s / 4,
+        broker_commit_interval=2.0,
+        stream_wait_empty=False,
+    )
+    worker = Worker(app, Ingest(store, registry, schema_ids(settings.schema_registry_url)))
+    app.positions = worker.assign
+    add_agents(app, worker)
+    app.timer(GUARD_CHECK_S, name="check_guards")(worker.check_guards)
+    return app, worker
+
+
+async def run(settings: IngestSettings, store: OnlineStore, registry: Registry) -> int:
+    """Ingest until SIGTERM or SIGINT. Returns the exit code: 0 after an orderly stop, 1 when the worker could not go on."""
+    await Ingest(store, registry).start()
+    app, worker = build(settings, store, registry)
+    asked = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, asked.set)
+    await app.start()
+    log.info("ingest is up: group %s on %s", settings.group_id, settings.kafka_bootstrap)
+    while not asked.is_set() and not _crashed(app):
+        await asyncio.sleep(HEALTH_CHECK_S)
+    crash = _crashed(app)
+    if crash:
+        log.error("ingest cannot go on: %r. Restart it: it goes on where the guards stand.", crash)
+    await _stop(app, store)
+    return 1 if crash else 0
+
+
+def _crashed(app: App) -> BaseException | None:
+    """What stopped an agent, the fetcher or the app, if anything did; Faust itself may stay alive on such a crash."""
+    if app.agent_failure:
+        return app.agent_failure
+    for service in (app, app.consumer, app._fetcher):  # noqa: SLF001  # the seam: Faust names its fetcher so
+        if service is not None and service.crashed:
+            return service.crash_reason or MillstreamError(f"{service!r} crashed")
+    return None
+
+
+async def _stop(app: App, store: OnlineStore) -> None:
+    try:
+        await asyncio.wait_for(app.stop(), STOP_S)
+    except TimeoutError:
+        log.warning("ingest did not stop within %s s and is left as it is: the guards know what was applied", STOP_S)
+    await store.close()

@@ -1,0 +1,107 @@
+"""What happens to a batch in a live worker, and when a worker must go back or give up.
+
+A batch is taken only if it was fetched from where the last one ended. Faust restarts a crashed agent with the *next* message, a
+rebalance leaves fetched batches behind, the store may come back without what it acknowledged: in each case the batch does not
+fit, and the partition is read again from where the guards stand. A worker that cannot go on stops, and its process exits non-zero.
+"""
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TypeVar
+
+from online_store.ingest import Decoded, Ingest
+from schemas.errors import StoreAwayError
+from schemas.topics import Batch, Source
+from streams import dead_letters, metrics
+from streams.transport import App
+
+#: How long a worker waits for a store that does not answer (seconds) before it exits and leaves the waiting to its supervisor.
+STORE_PATIENCE_S = 120.0
+#: Pauses between tries at the store (seconds); the last one repeats.
+STORE_PAUSES_S = (0.05, 0.1, 0.2, 0.5, 1.0)
+
+T = TypeVar("T")
+
+
+class Worker:
+    """Takes batches to the store."""
+
+    def __init__(self, app: App, ingest: Ingest) -> None:
+        """For one app and one store."""
+        self.app = app
+        self.ingest = ingest
+        self._positions: dict[Source, int] = {}
+        self._rewinding: set[Source] = set()
+        self._locks: dict[Source, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def assign(self, sources: Sequence[Source]) -> Mapping[Source, int]:
+        """Where to read newly assigned sources from: the lowest guard of each."""
+        self._positions = await _patiently(lambda: self.ingest.positions(sources))
+        self._rewinding.clear()
+        return dict(self._positions)
+
+    async def take(self, batch: Batch) -> None:
+        """Apply a batch that follows the last one; drop any other and read its source again from where it should have begun."""
+        async with self._locks[batch.source]:
+            position = self._positions.get(batch.source)
+            if position == batch.start:
+                await self._take(batch)
+            elif position is not None:
+                self._rewind(batch.source, position, "gap")
+
+    async def check_guards(self) -> None:
+        """Go back on every source whose guards stand behind us: a store that lost writes is healed though nothing new arrives."""
+        for source in list(self._positions):
+            async with self._locks[source]:
+                before = self._positions.get(source, 0)
+                found = await _patiently(lambda source=source: self.ingest.positions([source]))  # type: ignore[misc]  # a bound default
+                if found[source] < before:
+                    self._positions[source] = found[source]
+                    self._rewind(source, found[source], "guard")
+
+    async def _take(self, batch: Batch) -> None:
+        source = batch.source
+        self._rewinding.discard(source)
+        following = await self._apply(batch)
+        self._positions[source] = following
+        if following < batch.following:
+            self._rewind(source, following, "guard")
+        metrics.observe_lag(self.app.consumer.highwater(self.app.partition_of(source)), source, following)
+
+    async def _apply(self, batch: Batch) -> int:
+        with metrics.stage("decode"):
+            decoded = self.ingest.decode(batch)
+        with metrics.stage("dead_letters"):
+            await dead_letters.send(self.app, decoded.bad)
+        with metrics.stage("apply"):
+            following = await _patiently(lambda: self.ingest.apply(decoded))
+        _observe(decoded)
+        return following
+
+    def _rewind(self, source: Source, offset: int, reason: str) -> None:
+        """Ask for a source again, once: batches already under way will not fit either."""
+        if source not in self._rewinding:
+            self._rewinding.add(source)
+            metrics.REWINDS.labels(source.topic, reason).inc()
+            self.app.consumer.rewind(source, offset)
+
+
+async def _patiently(call: Callable[[], Awaitable[T]]) -> T:
+    """Call the store again while it does not answer. Raises StoreAwayError when patience ends."""
+    deadline = time.monotonic() + STORE_PATIENCE_S
+    pauses = iter(STORE_PAUSES_S)
+    while True:
+        try:
+            return await call()
+        except StoreAwayError:
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(next(pauses, STORE_PAUSES_S[-1]))
+
+
+def _observe(decoded: Decoded) -> None:
+    batch = decoded.batch
+    metrics.EVENTS.labels(batch.source.topic).inc(len(batch.records) - len(decoded.bad))
+    metrics.FRESHNESS.observe(max(time.time() - batch.records[-1].timestamp / 1000, 0))
