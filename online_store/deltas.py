@@ -43,10 +43,7 @@ def deltas_of_events(
 
     updates: as schemas.aggregates.updates. guards: int64 [shards], the next offset that each shard wants.
     """
-    tables = [
-        _placed(entities(updates, layout.kind), layout, place, generation, guards)
-        for place, layout in enumerate(layouts.values())
-    ]
+    tables = [_placed(entities(updates, layout.kind), layout, place, generation, guards) for place, layout in enumerate(layouts.values())]
     table = pl.concat(tables).sort("shard", "key")
     if table.is_empty():
         return {}
@@ -81,9 +78,7 @@ def kind_of_profiles(topic_name: str) -> str:
     return ITEM if topic_name == CONTENT.name else USER
 
 
-def _placed(
-    rows: pl.DataFrame, layout: Layout, place: int, generation: Generation, guards: NDArray[np.int64]
-) -> pl.DataFrame:
+def _placed(rows: pl.DataFrame, layout: Layout, place: int, generation: Generation, guards: NDArray[np.int64]) -> pl.DataFrame:
     """Tiles of one kind with shard and key, without the rows that their shard has already."""
     ids = rows.select("tenant", "id").unique(maintain_order=True)
     names = [Entity(tenant, layout.kind, entity_id) for tenant, entity_id in ids.iter_rows()]

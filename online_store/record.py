@@ -104,10 +104,7 @@ class Layout:
 
 def layouts(registry: Registry) -> dict[str, Layout]:
     """Every kind's layout, in the registry's order of kinds."""
-    return {
-        kind: Layout(kind, registry.windows(kind), registry.static_fields(kind), registry.tile_ms(kind))
-        for kind in registry.kinds
-    }
+    return {kind: Layout(kind, registry.windows(kind), registry.static_fields(kind), registry.tile_ms(kind)) for kind in registry.kinds}
 
 
 def pack_field(static: Static, value: Content | User | None) -> Any:  # noqa: ANN401  # a number, or an array of hashes
@@ -150,9 +147,7 @@ def read(layout: Layout, raws: Sequence[bytes | None], as_of_ms: int) -> Tiles:
     return Tiles(counts, statics, last.astype(np.int64), present & (~removed | (last > 0)), removed, exact)
 
 
-def _sum_ring(
-    ring: NDArray[Any], floor_ms: NDArray[np.int64], window: Window, as_of_ms: int, out: NDArray[np.int64]
-) -> None:
+def _sum_ring(ring: NDArray[Any], floor_ms: NDArray[np.int64], window: Window, as_of_ms: int, out: NDArray[np.int64]) -> None:
     """Sum the tiles that count, each counter into a column of out [n, counters]."""
     tile = ring["tile"].astype(np.int64)
     counted = window.tiles(as_of_ms)

@@ -1,15 +1,15 @@
 """The online store on a server that speaks the Redis protocol (Valkey or Redis, 7.0 or newer)."""
 
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from redis import asyncio as client
 from prometheus_client import Counter
+from redis import asyncio as client
 from redis.exceptions import (
     BusyLoadingError,
     NoScriptError,
@@ -42,7 +42,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def _answered(call: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+def _answered(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
     """Count a call, and turn the client's errors into ours, in one place."""
 
     @functools.wraps(call)
@@ -93,7 +93,7 @@ class RedisStore:
         failed = next((answer for answer in answers if isinstance(answer, Exception)), None)
         if failed is not None:
             raise failed
-        return [int(answer) for answer in answers]
+        return [int(cast("int", answer)) for answer in answers]
 
     async def _run_scripts(self, calls: list[tuple[int, list[bytes]]]) -> list[Any]:
         async with self._client.pipeline(transaction=False) as pipeline:
@@ -170,8 +170,7 @@ def _lua_layout(layout: Layout) -> str:
     head_bytes = layout.dtype.itemsize - sum(window.slots_count * TILE.itemsize for window in layout.windows)
     blank = "".join(f"\\{byte:03d}" for byte in layout.blank[:head_bytes])
     rings = "".join(
-        f",{{at={layout.ring_offset(window) + 1},slots={window.slots_count},hop_ms={window.hop_ms}}}"
-        for window in layout.windows
+        f",{{at={layout.ring_offset(window) + 1},slots={window.slots_count},hop_ms={window.hop_ms}}}" for window in layout.windows
     )
     return (
         f"{{bytes={layout.dtype.itemsize},static_bytes={layout.static_dtype.itemsize},tile_ms={layout.tile_ms},"

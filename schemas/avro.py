@@ -140,6 +140,4 @@ def _type(schema: Any) -> str:  # noqa: ANN401  # as above
 
 BY_FINGERPRINT = {schema.fingerprint: schema for schema in published()}
 NEWEST = newest(BY_FINGERPRINT)
-RECORDS: dict[str, type[Record]] = {
-    record.__name__: record for topic in TOPICS.values() for record in topic.records
-}
+RECORDS: dict[str, type[Record]] = {record.__name__: record for topic in TOPICS.values() for record in topic.records}

@@ -102,9 +102,7 @@ def from_avro(topic: Topic, schema: avro.Schema, body: bytes) -> Record:
     reader = avro.NEWEST[schema.name]
     stream = io.BytesIO(body)
     try:
-        fields = fastavro.schemaless_reader(
-            stream, schema.parsed, None if reader is schema else reader.parsed
-        )
+        fields = fastavro.schemaless_reader(stream, schema.parsed, None if reader is schema else reader.parsed)
     except (EOFError, ValueError, LookupError, TypeError, struct.error, OverflowError, MemoryError) as error:
         raise DecodeError(Reason.MALFORMED, f"not a body of {schema.name} v{schema.version}: {error!r}") from error
     except fastavro.read.SchemaResolutionError as error:

@@ -170,7 +170,7 @@ def _groups(topic: Topic, records: Sequence[LogRecord], schema_ids: codec.Schema
 def _prefix(record: LogRecord) -> bytes:
     """The bytes before an Avro body; empty where the record must be looked at on its own."""
     value = record.value
-    if not value or len(value) > VALUE_BYTES_MAX or record.headers and _has_schema_id(record):
+    if not value or len(value) > VALUE_BYTES_MAX or (record.headers and _has_schema_id(record)):
         return b""
     if value.startswith(codec.SINGLE_OBJECT):
         return value[:10]

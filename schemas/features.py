@@ -52,8 +52,8 @@ class Tiles:
     """What the records of n entities of one kind say as of a moment.
 
     counts: int64 [n, windows, counters], windows as Registry.windows(kind), counters as schemas.aggregates.COUNTERS.
-    statics: one array [n] a static field (hashes: [n, SET_HASHES_MAX]). last_active_ms: int64 [n], 0 is never. known, removed: bool [n]. exact: bool [n],
-    False where as_of lies further back than the rings hold.
+    statics: one array [n] a static field (hashes: [n, SET_HASHES_MAX]). last_active_ms: int64 [n], 0 is never. known, removed: bool [n].
+    exact: bool [n], False where as_of lies further back than the rings hold.
     """
 
     counts: NDArray[np.int64]
@@ -134,9 +134,10 @@ FORMULAS: dict[str, Callable[[Feature, Moment], Floats]] = {
 
 
 def _ratio(above: NDArray[np.float64], below: NDArray[np.int64]) -> Floats:
-    """above / below, NaN where nothing was counted."""
+    """The quotient, NaN where nothing was counted."""
     out = np.full(len(above), np.nan)
-    return np.divide(above, below, out=out, where=below > 0).astype(np.float32)
+    np.divide(above, below, out=out, where=below > 0)
+    return out.astype(np.float32)
 
 
 def _since(then_ms: NDArray[np.generic], as_of_ms: int, unit_ms: int) -> Floats:

@@ -47,10 +47,7 @@ DEAD_LETTERS = Topic("dead-letters", (DeadLetter,), "key")
 
 #: The topics that change features: what ingest and replay read.
 SOURCES = (IMPRESSIONS, CLICKS, CONTENT, USERS)
-TOPICS = {
-    topic.name: topic
-    for topic in (*SOURCES, RANK_REQUESTS, RANK_RESPONSES, RANK_TELEMETRY, DEAD_LETTERS)
-}
+TOPICS = {topic.name: topic for topic in (*SOURCES, RANK_REQUESTS, RANK_RESPONSES, RANK_TELEMETRY, DEAD_LETTERS)}
 
 
 Headers = Sequence[tuple[str, bytes]]
@@ -89,7 +86,6 @@ class LogRecord(Protocol):
     @property
     def headers(self) -> Headers:
         """Name and bytes, in order."""
-
 
 
 class StoredRecord(NamedTuple):

@@ -1,6 +1,6 @@
 """The agents: one for each topic that changes features. They decide nothing; they hand batches on."""
 
-from collections.abc import AsyncIterator
+from faust.types import StreamT
 
 from schemas.topics import CLICKS, CONTENT, IMPRESSIONS, USERS, Batch
 from streams.transport import App
@@ -10,19 +10,19 @@ from streams.worker import Worker
 def add_agents(app: App, worker: Worker) -> None:
     """Let the worker take every batch of the four source topics."""
 
-    async def impressions(stream: AsyncIterator[Batch]) -> None:
+    async def impressions(stream: StreamT[Batch]) -> None:
         async for batch in stream:
             await worker.take(batch)
 
-    async def clicks(stream: AsyncIterator[Batch]) -> None:
+    async def clicks(stream: StreamT[Batch]) -> None:
         async for batch in stream:
             await worker.take(batch)
 
-    async def content(stream: AsyncIterator[Batch]) -> None:
+    async def content(stream: StreamT[Batch]) -> None:
         async for batch in stream:
             await worker.take(batch)
 
-    async def users(stream: AsyncIterator[Batch]) -> None:
+    async def users(stream: StreamT[Batch]) -> None:
         async for batch in stream:
             await worker.take(batch)
 

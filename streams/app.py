@@ -31,7 +31,10 @@ log = logging.getLogger("millstream.ingest")
 
 @dataclass(frozen=True, slots=True)
 class IngestSettings:
-    """kafka_bootstrap: host:port[,host:port]; group_id: workers that share the partitions; fetch_rows_max: records a fetch, all partitions together."""
+    """kafka_bootstrap: host:port[,host:port]; group_id: workers that share the partitions.
+
+    fetch_rows_max: records of one fetch, all partitions together.
+    """
 
     kafka_bootstrap: str
     group_id: str
@@ -41,8 +44,8 @@ class IngestSettings:
     session_timeout_s: float = 10.0
 
 
-def build(settings: IngestSettings, store: OnlineStore, registry: Registry) -> tuple[App, Worker]:
-    """An app and its worker, not started."""
+def build(settings: IngestSettings, store: OnlineStore, registry: Registry) -> App:
+    """An app with its worker behind it, not started."""
     app = App(
         settings.group_id,
         broker=f"kafka://{settings.kafka_bootstrap.replace(',', ';kafka://')}",
@@ -62,19 +65,19 @@ def build(settings: IngestSettings, store: OnlineStore, registry: Registry) -> t
     app.positions = worker.assign
     add_agents(app, worker)
     app.timer(GUARD_CHECK_S, name="check_guards")(worker.check_guards)
-    return app, worker
+    return app
 
 
 async def run(settings: IngestSettings, store: OnlineStore, registry: Registry) -> int:
     """Ingest until SIGTERM or SIGINT. Returns the exit code: 0 after an orderly stop, 1 when the worker could not go on."""
     await Ingest(store, registry).start()
-    app, worker = build(settings, store, registry)
+    app = build(settings, store, registry)
     asked = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, asked.set)
     await app.start()
     log.info("ingest is up: group %s on %s", settings.group_id, settings.kafka_bootstrap)
-    while not asked.is_set() and not _crashed(app):
+    while not asked.is_set() and not _crashed(app):  # noqa: ASYNC110  # Faust tells nobody of a crash: it must be looked at
         await asyncio.sleep(HEALTH_CHECK_S)
     crash = _crashed(app)
     if crash:

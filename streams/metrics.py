@@ -9,7 +9,11 @@ from schemas.topics import Source
 
 EVENTS = Counter("millstream_events", "Records taken from Kafka and applied.", ["topic"])
 DEAD_LETTERS = Counter("millstream_dead_letters", "Records sent to dead-letters.", ["topic", "reason"])
-REWINDS = Counter("millstream_rewinds", "Times a source was read again: a batch did not follow, or the store had lost writes.", ["topic", "reason"])
+REWINDS = Counter(
+    "millstream_rewinds",
+    "Times a source was read again: a batch did not follow, or the store had lost writes.",
+    ["topic", "reason"],
+)
 LAG = Gauge("millstream_lag_records", "Records of a source not applied yet.", ["topic", "partition"])
 #: Buckets are 1.35 apart from 1 ms to 40 s: a quantile read from them is at most a sixth off.
 FRESHNESS = Histogram(

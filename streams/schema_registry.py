@@ -43,7 +43,7 @@ class RegistrySchemas(Mapping[int | UUID, Schema]):
                 return None
             message = f"the schema registry {self._url} refused schema {schema_id}: {error}. Is it up?"
             raise LogError(message) from error
-        return parse(msgspec.json.decode(answer.schema_str))
+        return parse(msgspec.json.decode(answer.schema_str or ""))
 
     def __iter__(self) -> Iterator[int | UUID]:
         """Over what was found so far."""

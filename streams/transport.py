@@ -11,7 +11,7 @@ This overrides private names of faust-streaming 0.15.3, which is pinned exactly;
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import faust
 from faust.transport.drivers import aiokafka as driver
@@ -23,8 +23,10 @@ from schemas.topics import Batch, Source
 Positions = Callable[[Sequence[Source]], Awaitable[Mapping[Source, int]]]
 
 
-class BatchConsumer(driver.Consumer):  # type: ignore[misc]  # Faust's classes are untyped here
+class BatchConsumer(driver.Consumer):
     """A Faust consumer whose messages are batches."""
+
+    app: "App"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401  # Faust's own arguments, passed on
         """As Faust makes it."""
@@ -48,7 +50,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]  # Faust's classes a
         if self._next:
             await self.seek_wait(self._next)
 
-    async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, ConsumerMessage]]:
+    async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, ConsumerMessage]]:  # noqa: ASYNC109  # Faust's signature
         """One message a partition that has records: all of them, as a Batch."""
         await self._seek_back()
         before = self._assignments_count
@@ -73,10 +75,19 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]  # Faust's classes a
 
     def _message(self, tp: TP, batch: Batch) -> ConsumerMessage:
         last = batch.records[-1]
-        seconds = last.timestamp / 1000
-        generation = self.app.consumer_generation_id
+        value: Any = batch
         return ConsumerMessage(
-            tp.topic, tp.partition, last.offset, seconds, 0, (), None, batch, None, 0, 0, tp, generation_id=generation
+            topic=tp.topic,
+            partition=tp.partition,
+            offset=last.offset,
+            timestamp=last.timestamp / 1000,
+            timestamp_type=0,
+            headers=None,
+            key=None,
+            value=value,
+            checksum=None,
+            tp=tp,
+            generation_id=self.app.consumer_generation_id,
         )
 
     async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
@@ -93,13 +104,13 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]  # Faust's classes a
         return int(newest) + 1
 
 
-class Transport(driver.Transport):  # type: ignore[misc]  # as above
+class Transport(driver.Transport):
     """Faust's Kafka transport with our consumer."""
 
     Consumer = BatchConsumer
 
 
-class App(faust.App):  # type: ignore[misc]  # as above
+class App(faust.App):
     """A Faust app that reads sources in batches from where `positions` says.
 
     topic_prefix: what stands before every topic's name in Kafka. positions: where to read newly assigned sources from.
@@ -116,9 +127,13 @@ class App(faust.App):  # type: ignore[misc]  # as above
     def _new_transport(self) -> Transport:
         return Transport(self.conf.broker_consumer, self, asyncio.get_event_loop())
 
-    async def _on_agent_error(self, agent: AgentT, exc: BaseException) -> None:
+    async def _on_agent_error(self, agent: AgentT[Any], exc: BaseException) -> None:  # noqa: ARG002  # Faust's signature
         """An agent crashed: the process is done for, though Faust would restart the agent."""
         self.agent_failure = exc
+
+    def rewind(self, source: Source, offset: int) -> None:
+        """Fetch a source again from an offset."""
+        cast("BatchConsumer", self.consumer).rewind(source, offset)
 
     def is_source(self, tp: TP) -> bool:
         """Whether a partition is one that agents read."""

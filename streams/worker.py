@@ -85,7 +85,7 @@ class Worker:
         if source not in self._rewinding:
             self._rewinding.add(source)
             metrics.REWINDS.labels(source.topic, reason).inc()
-            self.app.consumer.rewind(source, offset)
+            self.app.rewind(source, offset)
 
 
 async def _patiently(call: Callable[[], Awaitable[T]]) -> T:

@@ -1,0 +1,46 @@
+# The two commands are `make demo` and `make test`; everything they need, they set up.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types layers tests format lock clean
+
+help: ## list every target
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: .venv/ready ## run the whole loop on this machine; ARGS="--data DIR --json" replays recorded days
+	$(BIN)/millstream demo $(ARGS)
+
+test: lint types layers tests ## lint, types, layers and every test, against real Kafka and store processes
+
+lint: .venv/ready ## style and common faults (ruff)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/ready ## types, strictly (mypy)
+	$(BIN)/mypy
+
+layers: .venv/ready ## which folder may import which (import-linter)
+	$(BIN)/lint-imports --no-cache
+
+tests: .venv/ready ## every test (pytest); ARGS="-k name" for some
+	$(BIN)/python -m pytest $(ARGS)
+
+format: .venv/ready ## rewrite the code in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: .venv/ready ## resolve pyproject.toml into requirements.lock, with hashes
+	$(BIN)/uv pip compile --all-extras --generate-hashes --python-version 3.11 --no-annotate --no-header pyproject.toml -o requirements.lock
+
+clean: ## remove what these targets made
+	-test ! -x $(BIN)/millstream || $(BIN)/millstream stack down --remove-data
+	rm -rf .venv .state build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+.venv/ready: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "Python 3.11 is needed: PYTHON=/path/to/python3.11 make")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@

@@ -1,0 +1,261 @@
+"""The command `millstream`: every verb, its flags and its exit code.
+
+    0 done    1 found a fault    2 called wrongly, or something it needs is not there
+
+With --json the last line is one JSON object; without, it is a sentence for a person. Settings are flags of every verb that uses
+them (compose/settings.py). A verb is a function in VERBS: it gets the settings and its own arguments, and returns its result.
+"""
+
+import argparse
+import asyncio
+import json
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import start_http_server
+from replay.log import KafkaLog
+
+from compose import settings as settings_module
+from compose import topics as topics_module
+from compose.demo import run as demo_module
+from compose.local import LocalStack
+from compose.settings import Settings
+from compose.train import train
+from online_store.keys import Entity
+from online_store.redis import RedisStore
+from online_store.view import describe
+from ranker import bundle as bundles
+from ranker.kafka import RankSettings, RankWorker
+from ranker.rank import Ranker
+from schemas import codec
+from schemas.errors import MillstreamError, SettingsError
+from schemas.records import DeadLetter
+from schemas.topics import DEAD_LETTERS
+from streams.app import IngestSettings
+from streams.app import run as run_ingest
+from streams.schema_registry import schema_ids
+
+#: Each call to the store from a ranking worker (seconds); the request's own deadline is shorter and comes first.
+RANK_STORE_TIMEOUT_S = 1.0
+
+Arguments = argparse.Namespace
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """One verb. arguments: what it takes besides settings, as argparse takes it."""
+
+    run: Callable[[Settings, Arguments], Result]
+    help: str
+    arguments: tuple[tuple[str, dict[str, Any]], ...] = ()
+
+
+def stack(settings: Settings, arguments: Arguments) -> Result:
+    """Start, stop or look at the local Kafka and store."""
+    local = LocalStack(settings.state_dir, _port(settings.kafka_bootstrap), _port(settings.store_url))
+    if arguments.action == "up":
+        return asdict(local.up())
+    if arguments.action == "down":
+        local.down(remove_data=arguments.remove_data)
+    status = local.status()
+    wrong = arguments.action == "status" and not (status.kafka.answering and status.store.answering)
+    return {**asdict(status), "exit_code": int(wrong)}
+
+
+def topics(settings: Settings, arguments: Arguments) -> Result:
+    """Create the topics that are not there yet."""
+    created = topics_module.create(settings.kafka_bootstrap, settings.topic_prefix, arguments.partitions, arguments.retention_ms)
+    return {"created": created}
+
+
+def ingest(settings: Settings, _: Arguments) -> Result:
+    """Run an ingest worker until SIGTERM or Ctrl-C."""
+    _serve_metrics(settings)
+    worker = IngestSettings(settings.kafka_bootstrap, f"{settings.group_id}-ingest", settings.topic_prefix, settings.schema_registry_url)
+    store = RedisStore(settings.store_url, settings.features)
+    return {"exit_code": asyncio.run(run_ingest(worker, store, settings.features))}
+
+
+def serve(settings: Settings, _: Arguments) -> Result:
+    """Run a ranking worker until SIGTERM or Ctrl-C."""
+    _serve_metrics(settings)
+    bundle = bundles.load(bundles.latest(settings.models_uri), feature_version=settings.features.fingerprint)
+    asyncio.run(_serve(settings, bundle))
+    return {"model_version": bundle.manifest.model_version}
+
+
+async def _serve(settings: Settings, bundle: bundles.Bundle) -> None:
+    store = RedisStore(settings.store_url, settings.features, RANK_STORE_TIMEOUT_S)
+    ranker = Ranker(store, settings.features, bundle)
+    await ranker.refresh()
+    names = RankSettings(settings.kafka_bootstrap, f"{settings.group_id}-serve", settings.topic_prefix, settings.reply_topics)
+    worker = RankWorker(names, ranker, schema_ids(settings.schema_registry_url))
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    logging.getLogger("millstream.serve").info("serve is up: model %s", bundle.manifest.model_version)
+    try:
+        await worker.run(stop)
+    finally:
+        await store.close()
+
+
+def train_(settings: Settings, arguments: Arguments) -> Result:
+    """Train on the log in Kafka and write a bundle."""
+    log = KafkaLog(settings.kafka_bootstrap, settings.topic_prefix)
+    bundle = train(log, settings.features, settings.models_uri, objective=arguments.objective, now_ms=_now_ms())
+    return {"model_version": bundle.manifest.model_version, "folder": str(bundle.folder), **bundle.manifest.metrics}
+
+
+def features(settings: Settings, arguments: Arguments) -> Result:
+    """Show what the store knows of one entity."""
+    return asyncio.run(_features(settings, Entity(arguments.tenant, arguments.kind, arguments.id), arguments.as_of_ms))
+
+
+async def _features(settings: Settings, entity: Entity, as_of_ms: int | None) -> Result:
+    store = RedisStore(settings.store_url, settings.features)
+    try:
+        return await describe(store, settings.features, entity, as_of_ms or _now_ms())
+    finally:
+        await store.close()
+
+
+def dead_letters(settings: Settings, arguments: Arguments) -> Result:
+    """List what could not be used, the newest last."""
+    log = KafkaLog(settings.kafka_bootstrap, settings.topic_prefix)
+    records = (record for batch in log.read(DEAD_LETTERS) for record in batch.records)
+    letters = [codec.decode(DEAD_LETTERS, record.value, record.headers) for record in records]
+    shown = [_letter(letter) for letter in letters[-arguments.limit :] if isinstance(letter, DeadLetter)]
+    return {"count": len(letters), "letters": shown}
+
+
+def _letter(letter: DeadLetter) -> Result:
+    where = {"topic": letter.topic, "partition": letter.partition, "offset": letter.offset}
+    return {**where, "reason": letter.reason, "detail": letter.detail, "bytes": len(letter.value or b"")}
+
+
+def demo(settings: Settings, arguments: Arguments) -> Result:
+    """Run the whole loop on this machine: a feed, ingest, training, ranking, and a check against the oracle."""
+    return demo_module.run(settings.state_dir, data=arguments.data, seed=arguments.seed, live=not arguments.json)
+
+
+VERBS: dict[str, Verb] = {
+    "stack": Verb(
+        stack,
+        "start, stop or look at the local Kafka and store",
+        (
+            ("action", {"choices": ["up", "down", "status"]}),
+            ("--remove-data", {"action": "store_true", "help": "with down: forget what they held"}),
+        ),
+    ),
+    "topics": Verb(
+        topics,
+        "create the topics",
+        (
+            ("--partitions", {"type": int, "default": 8, "help": "of each topic"}),
+            ("--retention-ms", {"type": int, "default": topics_module.RETENTION_MS, "help": "how long records stay; -1 is for ever"}),
+        ),
+    ),
+    "ingest": Verb(ingest, "run an ingest worker"),
+    "serve": Verb(serve, "run a ranking worker"),
+    "train": Verb(
+        train_,
+        "train on the log and write a bundle",
+        (("--objective", {"default": "binary:logistic", "choices": ["binary:logistic", "rank:ndcg"], "help": "what trees minimise"}),),
+    ),
+    "features": Verb(
+        features,
+        "show what the store knows of one entity",
+        (
+            ("kind", {"help": "user, item or model"}),
+            ("id", {}),
+            ("--tenant", {"default": ""}),
+            ("--as-of-ms", {"type": int, "help": "event time in milliseconds UTC; now if absent"}),
+        ),
+    ),
+    "dead-letters": Verb(
+        dead_letters,
+        "list what could not be used",
+        (("action", {"choices": ["list"]}), ("--limit", {"type": int, "default": 100, "help": "how many to show"})),
+    ),
+    "demo": Verb(
+        demo,
+        "run the whole loop on this machine",
+        (
+            ("--data", {"type": Path, "help": "folder of KuaiRand-Pure: replay it instead of simulating a feed"}),
+            ("--seed", {"type": int, "default": 1, "help": "of the simulated feed"}),
+        ),
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb. Returns the exit code."""
+    arguments = parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
+    logging.getLogger("faust").setLevel(logging.WARNING)
+    logging.getLogger("mode").setLevel(logging.WARNING)
+    try:
+        chosen = settings_module.load(vars(arguments))
+        result = VERBS[arguments.verb].run(chosen, arguments)
+    except MillstreamError as error:
+        print(json.dumps({"error": str(error)}) if arguments.json else f"millstream: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("millstream: stopped.", file=sys.stderr)
+        return 2
+    exit_code = int(result.pop("exit_code", 0))
+    print(json.dumps(result) if arguments.json else sentence(result))
+    return exit_code
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every verb with its flags."""
+    root = argparse.ArgumentParser(prog="millstream", description="Events to features to ranked responses, on Kafka and Redis.")
+    verbs = root.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, verb in VERBS.items():
+        one = verbs.add_parser(name, help=verb.help, description=verb.help)
+        for argument, keywords in verb.arguments:
+            one.add_argument(argument, **keywords)
+        one.add_argument("--json", action="store_true", help="print one JSON object last")
+        group = one.add_argument_group("settings")
+        for setting in fields(Settings):
+            flag = f"--{setting.name.replace('_', '-')}"
+            group.add_argument(flag, metavar="VALUE", help=f"{setting.metadata['help']} (default: {setting.metadata['default'] or 'none'})")
+    return root
+
+
+def sentence(result: Result) -> str:
+    """A result for a person: a line for each of its parts."""
+    words = {name: json.dumps(value) if isinstance(value, dict | list) else value for name, value in result.items()}
+    return "\n".join(f"{name.replace('_', ' ')}: {word}" for name, word in words.items())
+
+
+def _serve_metrics(settings: Settings) -> None:
+    if not settings.metrics_port:
+        return
+    try:
+        start_http_server(settings.metrics_port)
+    except OSError as error:
+        message = f"metrics_port {settings.metrics_port} cannot be opened: {error.strerror}. Choose another, or 0 for none."
+        raise SettingsError(message) from error
+
+
+def _port(address: str) -> int:
+    """The port of the first host:port in an address or URL."""
+    return int(address.split(",", maxsplit=1)[0].rstrip("/").rpartition(":")[2].split("/")[0])
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+if __name__ == "__main__":
+    sys.exit(main())

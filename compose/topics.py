@@ -1,0 +1,36 @@
+"""Creates the topics with the settings that the platform rests on."""
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]  # its stubs do not export it
+
+from schemas.errors import LogError
+from schemas.records import CLOCK_SKEW_MS_MAX
+from schemas.topics import TOPICS
+from schemas.windows import DAY_MS
+
+#: How long topics keep records (milliseconds): the longest window, and time to notice a fault and replay.
+RETENTION_MS = 45 * DAY_MS
+#: How long to wait for the broker (seconds).
+ADMIN_S = 30.0
+
+
+def create(bootstrap: str, prefix: str = "", partitions: int = 8, retention_ms: int = RETENTION_MS) -> list[str]:
+    """Create the topics that are not there yet; returns their names. retention_ms: -1 keeps for ever. Raises LogError."""
+    admin = AdminClient({"bootstrap.servers": bootstrap})
+    config = {
+        # A producer whose clock runs ahead is refused by the broker itself: its timestamps would let its events in.
+        "message.timestamp.after.max.ms": str(CLOCK_SKEW_MS_MAX),
+        "retention.ms": str(retention_ms),
+    }
+    wanted = [NewTopic(prefix + name, partitions, -1, config=config) for name in TOPICS]
+    answers = admin.create_topics(wanted, request_timeout=ADMIN_S, operation_timeout=ADMIN_S)
+    created = []
+    for name, answer in answers.items():
+        try:
+            answer.result(ADMIN_S)
+            created.append(name)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                message = f"topic {name} cannot be created: {error}. Is {bootstrap} up? `millstream stack up` starts a local one."
+                raise LogError(message) from error
+    return created

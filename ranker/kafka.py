@@ -1,0 +1,212 @@
+"""The Kafka front end: rank-requests in, rank-responses and rank-telemetry out.
+
+The loop polls for the first message and takes what else is there without waiting: an idle worker answers at once, a busy one
+works in batches. Offsets are committed once their answers are in Kafka, so a request may be answered twice after a crash; the
+second answer is the first one's bytes. Reply headers are Spring's (kafka_replyTopic, kafka_replyPartition,
+kafka_correlationId); traceparent is carried on.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, Message, Producer
+
+from ranker import metrics
+from ranker.rank import Answer, Ranker, check_request
+from schemas import codec
+from schemas.errors import DecodeError, LogError
+from schemas.records import CLOCK_SKEW_MS_MAX, RankRequest, Reason
+from schemas.topics import (
+    DEAD_LETTERS,
+    RANK_REQUESTS,
+    RANK_RESPONSES,
+    RANK_TELEMETRY,
+    BadRecord,
+    StoredRecord,
+)
+
+REPLY_TOPIC, REPLY_PARTITION, CORRELATION_ID, TRACE = "kafka_replyTopic", "kafka_replyPartition", "kafka_correlationId", "traceparent"
+#: Requests taken at once. More would let the last of a batch wait for longer than its deadline.
+BATCH_ROWS_MAX = 64
+#: How long a poll waits for a first request (seconds): also how long a stop may go unnoticed.
+POLL_S = 0.1
+#: How often answers are flushed and offsets committed (seconds): what is asked again after a crash.
+COMMIT_S = 1.0
+#: How long a flush may take (seconds) before the worker gives up on Kafka.
+FLUSH_S = 30.0
+#: What librdkafka reports and recovers from by itself.
+PASSING = (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._PARTITION_EOF)  # noqa: SLF001  # librdkafka's names
+
+
+@dataclass(frozen=True, slots=True)
+class RankSettings:
+    """reply_topics: topics that a request may name for its answer, prefix included."""
+
+    kafka_bootstrap: str
+    group_id: str
+    topic_prefix: str = ""
+    reply_topics: frozenset[str] = frozenset()
+
+
+class RankWorker:
+    """Answers rank requests from Kafka until `stop` is set."""
+
+    def __init__(self, settings: RankSettings, ranker: Ranker, schema_ids: codec.SchemaIds | None = None) -> None:
+        """Opens the clients; nothing is read before `run`."""
+        self._settings = settings
+        self._ranker = ranker
+        self._schema_ids = schema_ids
+        common = {"bootstrap.servers": settings.kafka_bootstrap}
+        self._consumer = Consumer(
+            common
+            | {
+                "group.id": settings.group_id,
+                "auto.offset.reset": "earliest",
+                "enable.auto.commit": False,
+                "enable.auto.offset.store": False,
+                "allow.auto.create.topics": False,
+            }
+        )
+        self._producer = Producer(common | {"linger.ms": 0, "enable.idempotence": True})
+        self._offsets_due: list[Message] = []
+        self._refused: KafkaError | None = None
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Answer until stopped. Raises LogError when Kafka will not let it go on."""
+        self._consumer.subscribe([self._topic(RANK_REQUESTS.name)])
+        committed_s = 0.0
+        try:
+            while not stop.is_set():
+                messages = await asyncio.to_thread(self._poll)
+                received_s = time.perf_counter()
+                for message in messages:
+                    await self._handle(message, received_s)
+                if received_s - committed_s > COMMIT_S:
+                    await self._ranker.refresh()
+                    await asyncio.to_thread(self._commit)
+                    committed_s = received_s
+        finally:
+            await asyncio.to_thread(self._close)
+
+    def _poll(self) -> list[Message]:
+        first = self._consumer.poll(POLL_S)
+        self._producer.poll(0)
+        if first is None:
+            return []
+        messages = [first, *self._consumer.consume(BATCH_ROWS_MAX - 1, 0)]
+        for message in messages:
+            error = message.error()
+            if error and error.code() not in PASSING:
+                raise LogError(f"rank-requests cannot be read: {error}. Are the topics there? `millstream topics` creates them.")
+        return [message for message in messages if not message.error()]
+
+    async def _handle(self, message: Message, received_s: float) -> None:
+        record = _record(message)
+        metrics.FRESHNESS.observe(max(time.time() - record.timestamp / 1000, 0))
+        try:
+            request = decode_request(record, self._schema_ids)
+        except DecodeError as error:
+            self._refuse(BadRecord(record, error.reason, error.detail))
+        else:
+            answer = await self._ranker.answer(request, received_s)
+            self._reply(record, request, answer)
+        self._offsets_due.append(message)
+
+    def _reply(self, record: StoredRecord, request: RankRequest, answer: Answer) -> None:
+        headers = dict(record.headers)
+        topic, partition = self._destination(headers)
+        trace = [(name, headers[name]) for name in (TRACE,) if name in headers]
+        carried = [(name, headers[name]) for name in (CORRELATION_ID,) if name in headers] + trace
+        key = RANK_RESPONSES.key_of(request)
+        self._produce(topic, key, answer.response, record.timestamp, carried, partition)
+        if answer.telemetry is not None:
+            key = RANK_TELEMETRY.key_of(request)
+            self._produce(self._topic(RANK_TELEMETRY.name), key, answer.telemetry, record.timestamp, trace)
+
+    def _destination(self, headers: dict[str, bytes]) -> tuple[str, int]:
+        """Where an answer goes: where the request asks, if that is allowed."""
+        named = headers.get(REPLY_TOPIC, b"").decode(errors="replace")
+        if named in self._settings.reply_topics:
+            partition = headers.get(REPLY_PARTITION)
+            return named, int.from_bytes(partition, signed=True) if partition else -1
+        if named:
+            metrics.REPLIES_REFUSED.inc()
+        return self._topic(RANK_RESPONSES.name), -1
+
+    def _refuse(self, bad: BadRecord) -> None:
+        value, headers = codec.dead_letter(bad)
+        self._produce(self._topic(DEAD_LETTERS.name), bad.record.key, value, bad.record.timestamp, headers)
+        metrics.DEAD_LETTERS.labels(bad.reason).inc()
+
+    def _produce(
+        self, topic: str, key: bytes | None, value: bytes, timestamp: int, headers: Sequence[tuple[str, bytes]], partition: int = -1
+    ) -> None:
+        arguments: dict[str, Any] = {
+            "key": key,
+            "headers": list(headers),
+            "timestamp": timestamp,
+            "partition": partition,
+            "on_delivery": self._delivered,
+        }
+        while True:
+            try:
+                self._producer.produce(topic, value, **arguments)
+            except BufferError:
+                self._producer.poll(0.01)
+            else:
+                return
+
+    def _delivered(self, error: KafkaError | None, _: Message) -> None:
+        self._refused = error or self._refused
+
+    def _commit(self) -> None:
+        """Commit what is answered, once Kafka has the answers."""
+        if not self._offsets_due:
+            return
+        if self._producer.flush(FLUSH_S):
+            raise LogError(f"Kafka took no answer for {FLUSH_S} s. Is {self._settings.kafka_bootstrap} up?")
+        if self._refused:
+            raise LogError(f"Kafka refused an answer: {self._refused}. Are the topics and the reply topics there?")
+        for message in self._offsets_due:
+            self._consumer.store_offsets(message)
+        self._offsets_due.clear()
+        self._consumer.commit(asynchronous=True)
+
+    def _close(self) -> None:
+        try:
+            self._commit()
+        finally:
+            self._consumer.close()
+
+    def _topic(self, name: str) -> str:
+        return self._settings.topic_prefix + name
+
+
+def decode_request(record: StoredRecord, schema_ids: codec.SchemaIds | None = None) -> RankRequest:
+    """A request that can be answered. Raises DecodeError with the reason code of its dead letter."""
+    request = codec.decode(RANK_REQUESTS, record.value, record.headers, schema_ids)
+    assert isinstance(request, RankRequest), request
+    codec.check(request, record.timestamp)
+    if record.timestamp - request.ts_ms > CLOCK_SKEW_MS_MAX:
+        raise DecodeError(Reason.OUT_OF_RANGE, f"ts_ms {request.ts_ms} is long before its record's timestamp {record.timestamp}")
+    check_request(request)
+    return request
+
+
+def _record(message: Message) -> StoredRecord:
+    found: Any = message.headers()
+    headers = tuple((name, value or b"") for name, value in found or ())
+    return StoredRecord(
+        str(message.topic()),
+        int(message.partition() or 0),
+        int(message.offset() or 0),
+        int(message.timestamp()[1]),
+        message.key(),
+        message.value(),
+        headers,
+    )
+
+

@@ -1,0 +1,20 @@
+"""What a ranking worker tells Prometheus."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+#: Buckets are 1.35 apart from 0.1 ms to 3 s: a quantile read from them is at most a sixth off.
+BUCKETS = [round(0.0001 * 1.35**step, 7) for step in range(35)]
+
+REQUESTS = Counter("millstream_rank_requests", "Rank requests answered, by how far they fell back.", ["degraded"])
+REPEATS = Counter("millstream_rank_repeats", "Rank requests answered with the answer kept from before.")
+FALLBACKS = Counter("millstream_rank_fallbacks", "Fallbacks, by what was at fault.", ["cause"])
+LATENCY = Histogram("millstream_rank_latency_seconds", "From a request's receipt to its answer.", buckets=BUCKETS)
+STAGES = Histogram("millstream_rank_stage_seconds", "Time a request spent in each stage.", ["stage"], buckets=BUCKETS)
+DEAD_LETTERS = Counter("millstream_rank_dead_letters", "Rank requests sent to dead-letters.", ["reason"])
+REPLIES_REFUSED = Counter("millstream_rank_replies_refused", "Reply topics named by a request that are not on the allow-list.")
+LAG = Gauge("millstream_rank_lag_records", "Rank requests not read yet, by partition, as of the last read.", ["partition"])
+FRESHNESS = Histogram(
+    "millstream_rank_freshness_seconds",
+    "From a request's Kafka timestamp to its receipt here.",
+    buckets=BUCKETS,
+)

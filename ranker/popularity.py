@@ -1,0 +1,34 @@
+"""What to show when the model or the store cannot answer: items by their click-through rate as it was last seen."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.features import CTR_PRIOR
+
+#: Items remembered at most; past it the ones seen longest ago go first.
+ITEMS_COUNT_MAX = 100_000
+
+
+class Popularity:
+    """Item -> score, begun with a bundle's snapshot and kept fresh by every read that succeeds."""
+
+    def __init__(self, snapshot: Mapping[str, float]) -> None:
+        """With a snapshot, item_id -> smoothed CTR."""
+        self._scores = dict(snapshot)
+
+    def learn(self, item_ids: Sequence[str], scores: NDArray[np.float32]) -> None:
+        """Remember what was just read."""
+        for item_id, score in zip(item_ids, scores.tolist(), strict=True):
+            self._scores.pop(item_id, None)
+            self._scores[item_id] = score
+        for item_id in list(self._scores)[: max(len(self._scores) - ITEMS_COUNT_MAX, 0)]:
+            del self._scores[item_id]
+
+    def scores(self, item_ids: Sequence[str]) -> NDArray[np.float32] | None:
+        """Scores float32 [n], an unknown item's the prior's; None if not one of them is known."""
+        found = [self._scores.get(item_id) for item_id in item_ids]
+        if all(score is None for score in found):
+            return None
+        return np.array([CTR_PRIOR if score is None else score for score in found], dtype=np.float32)
