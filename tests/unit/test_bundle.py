@@ -17,7 +17,7 @@ from ranker.training.fit import FitSettings, Fitted, TrainingRows, fit
 from schemas.errors import BundleError, SettingsError
 
 NAMES = ["ctr_7d", "dwell_avg_7d", "freshness"]
-SETTINGS = FitSettings(trees_count_max=20, threads_count=1)
+SETTINGS = FitSettings(trees_count_max=20)
 
 
 def rows(requests: int, seed: int) -> TrainingRows:

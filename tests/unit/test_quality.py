@@ -136,7 +136,7 @@ def test_a_fit_is_measured_on_the_validation_rows() -> None:
     """Its metrics and its calibration are those of its own scores for rows it has not seen."""
     unseen = noisy_rows(seed=2)
 
-    made = fit(noisy_rows(seed=1), validation=unseen, settings=FitSettings(trees_count_max=5, threads_count=1))
+    made = fit(noisy_rows(seed=1), validation=unseen, settings=FitSettings(trees_count_max=5))
 
     scores = made.predict(unseen.features)
     assert made.metrics == {"auc": auc(unseen.labels, scores), "ndcg10": ndcg_at(10, unseen.groups, unseen.labels, scores)}
@@ -146,7 +146,7 @@ def test_a_fit_is_measured_on_the_validation_rows() -> None:
 def test_a_logistic_fit_stops_where_the_log_loss_is_least() -> None:
     """Of thirty rounds the best one by log loss on the validation rows is kept."""
     seen, unseen = noisy_rows(seed=1), noisy_rows(seed=2)
-    settings = FitSettings(trees_count_max=30, patience_rounds=30, threads_count=1)
+    settings = FitSettings(trees_count_max=30, patience_rounds=30)
     booster = xgb.train(settings.parameters(), seen.dmatrix(threads_count=1), 30)
     chances = [booster.predict(unseen.dmatrix(threads_count=1), iteration_range=(0, rounds)) for rounds in range(1, 31)]
     losses = [-np.log(np.where(unseen.labels, chance, 1 - chance)).mean() for chance in chances]
