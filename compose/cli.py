@@ -202,6 +202,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
     logging.getLogger("faust").setLevel(logging.WARNING)
     logging.getLogger("mode").setLevel(logging.WARNING)
+    # SIGTERM ends a verb as Ctrl-C does, so that what it started is stopped; workers have handlers of their own.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         chosen = settings_module.load(vars(arguments))
         result = VERBS[arguments.verb].run(chosen, arguments)

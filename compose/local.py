@@ -293,4 +293,4 @@ def _forget_ended_children() -> None:
         with contextlib.suppress(ChildProcessError):
             if os.waitpid(pid, os.WNOHANG) == (0, 0):
                 continue
-        del _children[pid]
+        _children.pop(pid, None)

@@ -21,11 +21,11 @@ from schemas.records import Event, Impression, RankResponse
 from schemas.topics import CLICKS, CONTENT, IMPRESSIONS, RANK_REQUESTS, USERS
 from schemas.windows import DAY_MS, HOUR_MS
 
-#: Midnights of the data set's zone, milliseconds UTC: the log's features need some days before the first rows.
-TRAIN_MS = kuairand.USERS_TS_MS + 4 * DAY_MS
-VALIDATION_MS = TRAIN_MS + 7 * DAY_MS
-TEST_MS = VALIDATION_MS + DAY_MS
-STOP_MS = TEST_MS + 3 * DAY_MS
+#: Midnights of the data set's zone, milliseconds UTC.
+TRAIN_MS = kuairand.PUBLISHED_TS_MS
+VALIDATION_MS = TRAIN_MS + len(kuairand.TRAINING_DATES) * DAY_MS
+TEST_MS = VALIDATION_MS + len(kuairand.STOPPING_DATES) * DAY_MS
+STOP_MS = TEST_MS + len(kuairand.TEST_DATES) * DAY_MS
 STEP_MS = HOUR_MS
 #: Requests without an answer at any time: one worker answers them one after the other, each inside its deadline.
 WAITING_MAX = 16
