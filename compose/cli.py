@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from prometheus_client import start_http_server
-from replay.log import KafkaLog
 
 from compose import settings as settings_module
 from compose import topics as topics_module
@@ -33,6 +32,7 @@ from online_store.view import describe
 from ranker import bundle as bundles
 from ranker.kafka import RankSettings, RankWorker
 from ranker.rank import Ranker
+from replay.log import KafkaLog
 from schemas import codec
 from schemas.errors import MillstreamError, SettingsError
 from schemas.records import DeadLetter

@@ -1,7 +1,9 @@
 """Creates the topics with the settings that the platform rests on."""
 
-from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]  # its stubs do not export it
+import time
+
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ignore[attr-defined]  # its stubs do not export it
 
 from schemas.errors import LogError
 from schemas.records import CLOCK_SKEW_MS_MAX
@@ -33,4 +35,16 @@ def create(bootstrap: str, prefix: str = "", partitions: int = 8, retention_ms: 
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 message = f"topic {name} cannot be created: {error}. Is {bootstrap} up? `millstream stack up` starts a local one."
                 raise LogError(message) from error
+    _wait_for_leaders(admin, created, partitions)
     return created
+
+
+def _wait_for_leaders(admin: AdminClient, names: list[str], partitions: int) -> None:
+    """Return when every partition of new topics answers: a created topic has no leaders yet. Raises LogError."""
+    wanted = {TopicPartition(name, partition): OffsetSpec.latest() for name in names for partition in range(partitions)}
+    until_s = time.monotonic() + ADMIN_S
+    while wanted:
+        answers = admin.list_offsets(wanted, request_timeout=ADMIN_S)
+        wanted = {place: OffsetSpec.latest() for place, answer in answers.items() if answer.exception(ADMIN_S) is not None}
+        if time.monotonic() > until_s:
+            raise LogError(f"{len(wanted)} new partitions have no leader after {ADMIN_S} s. Look into Kafka's log.")

@@ -36,6 +36,16 @@ class Deltas:
 NOTHING = Deltas([], b"", np.zeros(0, ROW), [])
 
 
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """Rows of several kinds before they are parted by shard: rows["key"] is a place in keys, kinds and shards."""
+
+    rows: NDArray[Any]
+    keys: list[bytes]
+    kinds: NDArray[np.uint8]
+    shards: NDArray[np.int64]
+
+
 def deltas_of_events(
     updates: pl.DataFrame, layouts: Mapping[str, Layout], generation: Generation, guards: NDArray[np.int64]
 ) -> dict[int, Deltas]:
@@ -43,11 +53,19 @@ def deltas_of_events(
 
     updates: as schemas.aggregates.updates. guards: int64 [shards], the next offset that each shard wants.
     """
-    tables = [_placed(entities(updates, layout.kind), layout, place, generation, guards) for place, layout in enumerate(layouts.values())]
-    table = pl.concat(tables).sort("shard", "key")
-    if table.is_empty():
-        return {}
-    return {int(shard): _pack(part) for (shard,), part in table.partition_by("shard", as_dict=True).items()}
+    fresh = {kind: _fresh(entities(updates, kind), generation, guards) for kind in layouts}
+    tables = [_table(fresh[kind], layout, place, generation) for place, (kind, layout) in enumerate(layouts.items())]
+    starts = np.cumsum([0, *(len(table.keys) for table in tables)])
+    for table, start in zip(tables, starts, strict=False):
+        table.rows["key"] += np.uint32(start)
+    return _by_shard(
+        _Table(
+            np.concatenate([table.rows for table in tables]),
+            [key for table in tables for key in table.keys],
+            np.concatenate([table.kinds for table in tables]),
+            np.concatenate([table.shards for table in tables]),
+        )
+    )
 
 
 def deltas_of_profiles(
@@ -78,31 +96,47 @@ def kind_of_profiles(topic_name: str) -> str:
     return ITEM if topic_name == CONTENT.name else USER
 
 
-def _placed(rows: pl.DataFrame, layout: Layout, place: int, generation: Generation, guards: NDArray[np.int64]) -> pl.DataFrame:
-    """Tiles of one kind with shard and key, without the rows that their shard has already."""
-    ids = rows.select("tenant", "id").unique(maintain_order=True)
-    names = [Entity(tenant, layout.kind, entity_id) for tenant, entity_id in ids.iter_rows()]
-    shards = np.array([shard_of(name.tenant, name.id, generation.shards) for name in names], dtype=np.int64)
-    placed = ids.with_columns(
-        pl.Series("shard", shards, dtype=pl.Int64),
-        pl.Series("key", [record_key(generation, name) for name in names], dtype=pl.Binary),
-        pl.Series("guard", guards[shards], dtype=pl.Int64),
-    )
-    if len(rows) and guards.max() > int(rows["offset"].min() or 0):  # type: ignore[arg-type]  # an integer column's minimum
-        rows = rows.join(placed, on=["tenant", "id"]).filter(pl.col("offset") >= pl.col("guard"))
-    table = tiles(rows.select("tenant", "id", "ts_ms", *COUNTERS), layout.tile_ms)
-    table = table.join(placed, on=["tenant", "id"]).with_columns(pl.lit(place, pl.UInt8).alias("kind"))
-    return table.select("shard", "kind", "key", "tile", *COUNTERS, "last_ms")
+def _fresh(rows: pl.DataFrame, generation: Generation, guards: NDArray[np.int64]) -> pl.DataFrame:
+    """The updates that their shard does not have yet: all of them, but after a crash or a rewind."""
+    if rows.is_empty() or (rows["offset"] >= guards.max()).all():
+        return rows
+    ids = rows.select("tenant", "id").unique()
+    wanted = [int(guards[shard_of(tenant, entity_id, generation.shards)]) for tenant, entity_id in ids.iter_rows()]
+    placed = ids.with_columns(pl.Series("guard", wanted, dtype=pl.Int64))
+    return rows.join(placed, on=["tenant", "id"]).filter(pl.col("offset") >= pl.col("guard")).drop("guard")
 
 
-def _pack(table: pl.DataFrame) -> Deltas:
-    """One shard's table, sorted by key."""
-    keys = table.select("key", "kind").unique(subset="key", maintain_order=True)
-    rows = np.zeros(len(table), ROW)
-    rows["key"] = table["key"].rle_id().to_numpy()
+def _table(rows: pl.DataFrame, layout: Layout, place: int, generation: Generation) -> _Table:
+    """One kind's updates, summed by tile, with the key and shard of each record."""
+    summed = tiles(rows, layout.tile_ms)
+    numbers: dict[tuple[str, str], int] = {}
+    names = zip(summed["tenant"].to_list(), summed["id"].to_list(), strict=True)
+    packed = np.zeros(len(summed), ROW)
+    packed["key"] = [numbers.setdefault(name, len(numbers)) for name in names]
     for name in ("tile", *COUNTERS, "last_ms"):
-        rows[name] = table[name].to_numpy()
-    return Deltas(keys["key"].to_list(), bytes(keys["kind"].to_list()), rows, [])
+        packed[name] = summed[name].to_numpy()
+    return _Table(
+        packed,
+        [record_key(generation, Entity(tenant, layout.kind, entity_id)) for tenant, entity_id in numbers],
+        np.full(len(numbers), place, dtype=np.uint8),
+        np.array([shard_of(tenant, entity_id, generation.shards) for tenant, entity_id in numbers], dtype=np.int64),
+    )
+
+
+def _by_shard(table: _Table) -> dict[int, Deltas]:
+    shards = table.shards[table.rows["key"]]
+    order = np.lexsort((table.rows["key"], shards))
+    rows, shards = table.rows[order], shards[order]
+    starts = np.flatnonzero(np.diff(shards, prepend=-1))
+    stops = np.append(starts[1:], len(rows))
+    return {int(shards[start]): _pack(table, rows[start:stop]) for start, stop in zip(starts, stops, strict=True)}
+
+
+def _pack(table: _Table, rows: NDArray[Any]) -> Deltas:
+    """One shard's rows, sorted by record."""
+    numbers, places = np.unique(rows["key"], return_inverse=True)
+    rows["key"] = places
+    return Deltas([table.keys[number] for number in numbers], table.kinds[numbers].tobytes(), rows, [])
 
 
 def _pack_sections(by_key: dict[bytes, list[NDArray[Any]]], place: int) -> Deltas:

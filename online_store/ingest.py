@@ -20,13 +20,10 @@ from online_store.store import OnlineStore, Step
 from schemas.aggregates import updates
 from schemas.codec import SchemaIds
 from schemas.columns import Profile, decode_events, decode_profiles
-from schemas.errors import GenerationError, StoreError
+from schemas.errors import GenerationError
 from schemas.features import Registry
 from schemas.topics import CLICKS, IMPRESSIONS, SOURCES, BadRecord, Batch, Source
 
-#: How often one batch is grouped anew because another worker moved a guard under it. More than a few means two live workers own
-#: one partition, and going on would only heat the store.
-GUARD_RACES_MAX = 20
 TOPICS = {topic.name: topic for topic in SOURCES}
 EVENT_TOPICS = (IMPRESSIONS.name, CLICKS.name)
 
@@ -52,7 +49,9 @@ class Ingest:
     registry: Registry
     schema_ids: SchemaIds = field(default_factory=dict)
     generation: Generation | None = None
+    #: Where each shard's guard stands, as far as we know; a shard without rows of late lags behind the position until `settle`.
     _guards: dict[Source, NDArray[np.int64]] = field(default_factory=dict)
+    _positions: dict[Source, int] = field(default_factory=dict)
 
     async def start(self) -> Generation:
         """Find the current generation, or begin the first one in an empty store. Raises GenerationError if it is another registry's."""
@@ -71,7 +70,9 @@ class Ingest:
         generation = await self.start()
         found = await self.store.guards(generation, sources)
         self._guards.update(zip(sources, found, strict=True))
-        return {source: int(guards.min()) for source, guards in zip(sources, found, strict=True)}
+        positions = {source: int(guards.min()) for source, guards in zip(sources, found, strict=True)}
+        self._positions.update(positions)
+        return positions
 
     def decode(self, batch: Batch) -> Decoded:
         """Take a batch apart; never raises for what a record holds."""
@@ -83,31 +84,48 @@ class Ingest:
         return Decoded(batch, None, profiles, bad)
 
     async def apply(self, decoded: Decoded) -> int:
-        """Apply a decoded batch to every shard that does not have it.
+        """Apply a decoded batch to the shards that it has rows for and that do not have them.
 
-        Returns the offset to read on from: the batch's following one, or an earlier one where the store turned out to have
-        lost what it once had. Raises StoreError when other workers keep moving the guards.
+        Returns the offset to read on from: the batch's following one; an earlier one where a batch before it is missing, where another
+        worker moved a guard, or where the store lost what it once had.
         """
-        start, following, source = decoded.batch.start, decoded.batch.following, decoded.batch.source
-        for _ in range(GUARD_RACES_MAX):
-            guards = self._guards[source]
-            if guards.min() < start:
-                return min((await self.positions([source])).values())
-            if guards.min() >= following:
-                return following
-            await self._apply(decoded, guards)
-        message = (
-            f"the guards of {source} moved {GUARD_RACES_MAX} times under one batch: another worker owns this partition too. "
-            "Give every worker of one store the same group id, then restart this one."
-        )
-        raise StoreError(message)
-
-    async def _apply(self, decoded: Decoded, guards: NDArray[np.int64]) -> None:
+        batch = decoded.batch
+        position = self._positions[batch.source]
+        if batch.start > position or batch.following <= position:
+            return position
         assert self.generation is not None, "positions() comes first"
-        deltas = self._deltas(decoded, self.generation, guards)
-        behind = np.flatnonzero(guards < decoded.batch.following)
-        steps = [Step(int(shard), int(guards[shard]), deltas.get(int(shard), NOTHING)) for shard in behind]
-        guards[behind] = await self.store.apply(self.generation, decoded.batch.source, decoded.batch.following, steps)
+        deltas = self._deltas(decoded, self.generation, self._guards[batch.source])
+        return await self._step(batch.source, batch.following, deltas)
+
+    async def settle(self, source: Source) -> int:
+        """Move the guards of the shards that a source had nothing for lately, so that nobody reads that stretch again.
+
+        Returns the offset to read on from, as `apply` does.
+        """
+        behind = np.flatnonzero(self._guards[source] < self._positions[source])
+        if not len(behind):
+            return self._positions[source]
+        return await self._step(source, self._positions[source], {int(shard): NOTHING for shard in behind})
+
+    async def check(self, source: Source) -> int:
+        """Returns the offset to read on from, as `apply` does: an earlier one if a guard stands lower than we left it."""
+        assert self.generation is not None, "positions() comes first"
+        standing = await self.store.guards(self.generation, [source])
+        if (standing[0] < self._guards[source]).any():
+            return (await self.positions([source]))[source]
+        return self._positions[source]
+
+    async def _step(self, source: Source, following: int, deltas: dict[int, Deltas]) -> int:
+        """Apply deltas to their shards. A guard that is not where we left it changes nothing, and sends us back to the guards."""
+        assert self.generation is not None, "positions() comes first"
+        guards = self._guards[source]
+        steps = [Step(shard, int(guards[shard]), found) for shard, found in deltas.items()]
+        standing = await self.store.apply(self.generation, source, following, steps)
+        if any(guard != following for guard in standing):
+            return (await self.positions([source]))[source]
+        guards[list(deltas)] = following
+        self._positions[source] = following
+        return following
 
     def _deltas(self, decoded: Decoded, generation: Generation, guards: NDArray[np.int64]) -> dict[int, Deltas]:
         kinds = layouts(self.registry)

@@ -7,12 +7,13 @@ kafka_correlationId); traceparent is carried on.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, Message, Producer
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from ranker import metrics
 from ranker.rank import Answer, Ranker, check_request
@@ -35,15 +36,31 @@ BATCH_ROWS_MAX = 64
 POLL_S = 0.1
 #: How often answers are flushed and offsets committed (seconds): what is asked again after a crash.
 COMMIT_S = 1.0
+#: How often the current generation and the lag are looked up (seconds).
+LOOK_S = 1.0
 #: How long a flush may take (seconds) before the worker gives up on Kafka.
 FLUSH_S = 30.0
+#: How long Kafka may take to say what partitions a reply topic has (seconds).
+KAFKA_ANSWER_S = 10.0
+#: After how long the group gives a worker up that does not answer (milliseconds): until then nobody answers its partitions. The least
+#: that a broker allows unless told otherwise.
+SESSION_TIMEOUT_MS = 6_000
+#: Bytes of a dead letter, before compression: a request as long as Kafka takes it must fit with what a letter adds.
+LETTER_BYTES_MAX = 64 * 2**20
 #: What librdkafka reports and recovers from by itself.
-PASSING = (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._PARTITION_EOF)  # noqa: SLF001  # librdkafka's names
+PASSING = (
+    KafkaError._ALL_BROKERS_DOWN,  # noqa: SLF001  # librdkafka's names, here and below
+    KafkaError._TRANSPORT,  # noqa: SLF001
+    KafkaError._PARTITION_EOF,  # noqa: SLF001
+    KafkaError._MAX_POLL_EXCEEDED,  # noqa: SLF001
+)
+
+log = logging.getLogger("millstream.serve")
 
 
 @dataclass(frozen=True, slots=True)
 class RankSettings:
-    """reply_topics: topics that a request may name for its answer, prefix included."""
+    """reply_topics: topics that a request may name for its answer, prefix included; they must be there when the worker starts."""
 
     kafka_bootstrap: str
     group_id: str
@@ -64,32 +81,54 @@ class RankWorker:
             common
             | {
                 "group.id": settings.group_id,
+                "session.timeout.ms": SESSION_TIMEOUT_MS,
                 "auto.offset.reset": "earliest",
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
                 "allow.auto.create.topics": False,
             }
         )
-        self._producer = Producer(common | {"linger.ms": 0, "enable.idempotence": True})
-        self._offsets_due: list[Message] = []
+        sending = {"linger.ms": 0, "enable.idempotence": True, "compression.type": "lz4", "message.max.bytes": LETTER_BYTES_MAX}
+        self._producer = Producer(common | sending)
+        self._due: dict[tuple[str, int], int] = {}
         self._refused: KafkaError | None = None
+        self._reply_partitions: dict[str, int] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
         """Answer until stopped. Raises LogError when Kafka will not let it go on."""
-        self._consumer.subscribe([self._topic(RANK_REQUESTS.name)])
-        committed_s = 0.0
+        self._reply_partitions = await asyncio.to_thread(self._count_reply_partitions)
+        await self._ranker.refresh()
+        looking = asyncio.create_task(self._look())
+        self._consumer.subscribe([self._topic(RANK_REQUESTS.name)], on_revoke=self._on_revoke)
         try:
-            while not stop.is_set():
-                messages = await asyncio.to_thread(self._poll)
-                received_s = time.perf_counter()
-                for message in messages:
-                    await self._handle(message, received_s)
-                if received_s - committed_s > COMMIT_S:
-                    await self._ranker.refresh()
-                    await asyncio.to_thread(self._commit)
-                    committed_s = received_s
+            await self._answer_until(stop)
         finally:
+            looking.cancel()
             await asyncio.to_thread(self._close)
+
+    async def _answer_until(self, stop: asyncio.Event) -> None:
+        committed_s = 0.0
+        while not stop.is_set():
+            messages = await asyncio.to_thread(self._poll)
+            received_s = time.perf_counter()
+            for message in messages:
+                await self._handle(message, received_s)
+            if received_s - committed_s > COMMIT_S:
+                await asyncio.to_thread(self._commit, asynchronous=True)
+                committed_s = received_s
+
+    async def _look(self) -> None:
+        """Keep up with the generation beside the answers: a store that hangs must not hold one up."""
+        while True:
+            await self._ranker.refresh()
+            await asyncio.to_thread(self._observe_lag)
+            await asyncio.sleep(LOOK_S)
+
+    def _observe_lag(self) -> None:
+        metrics.LAG.clear()
+        for place in self._consumer.position(self._consumer.assignment()):
+            _, end = self._consumer.get_watermark_offsets(place, cached=True)
+            metrics.LAG.labels(place.partition).set(max(end - max(place.offset, 0), 0))
 
     def _poll(self) -> list[Message]:
         first = self._consumer.poll(POLL_S)
@@ -99,7 +138,7 @@ class RankWorker:
         messages = [first, *self._consumer.consume(BATCH_ROWS_MAX - 1, 0)]
         for message in messages:
             error = message.error()
-            if error and error.code() not in PASSING:
+            if error and error.code() not in PASSING and not error.retriable():
                 raise LogError(f"rank-requests cannot be read: {error}. Are the topics there? `millstream topics` creates them.")
         return [message for message in messages if not message.error()]
 
@@ -113,7 +152,7 @@ class RankWorker:
         else:
             answer = await self._ranker.answer(request, received_s)
             self._reply(record, request, answer)
-        self._offsets_due.append(message)
+        self._due[record.topic, record.partition] = record.offset + 1
 
     def _reply(self, record: StoredRecord, request: RankRequest, answer: Answer) -> None:
         headers = dict(record.headers)
@@ -130,8 +169,10 @@ class RankWorker:
         """Where an answer goes: where the request asks, if that is allowed."""
         named = headers.get(REPLY_TOPIC, b"").decode(errors="replace")
         if named in self._settings.reply_topics:
-            partition = headers.get(REPLY_PARTITION)
-            return named, int.from_bytes(partition, signed=True) if partition else -1
+            wanted = headers.get(REPLY_PARTITION, b"")
+            partition = int.from_bytes(wanted) if len(wanted) == 4 else -1
+            # A partition that is not there would never be delivered, and one request would stop the worker.
+            return named, partition if partition < self._reply_partitions[named] else -1
         if named:
             metrics.REPLIES_REFUSED.inc()
         return self._topic(RANK_RESPONSES.name), -1
@@ -162,24 +203,43 @@ class RankWorker:
     def _delivered(self, error: KafkaError | None, _: Message) -> None:
         self._refused = error or self._refused
 
-    def _commit(self) -> None:
-        """Commit what is answered, once Kafka has the answers."""
-        if not self._offsets_due:
+    def _commit(self, *, asynchronous: bool) -> None:
+        """Commit what is answered, once Kafka has the answers. A commit that fails costs answering again, with the same bytes."""
+        due, self._due = self._due, {}
+        if not due:
             return
         if self._producer.flush(FLUSH_S):
             raise LogError(f"Kafka took no answer for {FLUSH_S} s. Is {self._settings.kafka_bootstrap} up?")
         if self._refused:
             raise LogError(f"Kafka refused an answer: {self._refused}. Are the topics and the reply topics there?")
-        for message in self._offsets_due:
-            self._consumer.store_offsets(message)
-        self._offsets_due.clear()
-        self._consumer.commit(asynchronous=True)
+        try:
+            self._consumer.commit(offsets=[TopicPartition(*place, offset) for place, offset in due.items()], asynchronous=asynchronous)
+        except KafkaException as error:
+            log.info("offsets are not committed: %s", error)
+
+    def _on_revoke(self, _: Consumer, __: list[TopicPartition]) -> None:
+        """Commit before another worker takes over; later it would set that one's offsets back."""
+        self._commit(asynchronous=False)
 
     def _close(self) -> None:
         try:
-            self._commit()
+            self._commit(asynchronous=False)
         finally:
             self._consumer.close()
+
+    def _count_reply_partitions(self) -> dict[str, int]:
+        """How many partitions each reply topic has. Raises LogError where one is not there."""
+        try:
+            there = self._producer.list_topics(timeout=KAFKA_ANSWER_S).topics
+        except KafkaException as error:
+            message = f"Kafka at {self._settings.kafka_bootstrap} does not answer: {error}. Is it up? `millstream stack up` starts a local one."
+            raise LogError(message) from error
+        wanted = {*self._settings.reply_topics, *map(self._topic, (RANK_REQUESTS.name, RANK_RESPONSES.name, RANK_TELEMETRY.name, DEAD_LETTERS.name))}
+        missing = sorted(wanted - set(there))
+        if missing:
+            message = f"Kafka at {self._settings.kafka_bootstrap} has no topic {', '.join(missing)}. `millstream topics` creates them."
+            raise LogError(message)
+        return {name: len(there[name].partitions) for name in self._settings.reply_topics}
 
     def _topic(self, name: str) -> str:
         return self._settings.topic_prefix + name
@@ -208,5 +268,3 @@ def _record(message: Message) -> StoredRecord:
         message.value(),
         headers,
     )
-
-

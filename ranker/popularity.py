@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from schemas.features import CTR_PRIOR
 
-#: Items remembered at most; past it the ones seen longest ago go first.
+#: Items remembered at most; past it the ones first seen go first.
 ITEMS_COUNT_MAX = 100_000
 
 
@@ -20,11 +20,9 @@ class Popularity:
 
     def learn(self, item_ids: Sequence[str], scores: NDArray[np.float32]) -> None:
         """Remember what was just read."""
-        for item_id, score in zip(item_ids, scores.tolist(), strict=True):
-            self._scores.pop(item_id, None)
-            self._scores[item_id] = score
-        for item_id in list(self._scores)[: max(len(self._scores) - ITEMS_COUNT_MAX, 0)]:
-            del self._scores[item_id]
+        self._scores.update(zip(item_ids, scores.tolist(), strict=True))
+        while len(self._scores) > ITEMS_COUNT_MAX:
+            del self._scores[next(iter(self._scores))]
 
     def scores(self, item_ids: Sequence[str]) -> NDArray[np.float32] | None:
         """Scores float32 [n], an unknown item's the prior's; None if not one of them is known."""

@@ -141,7 +141,7 @@ class Ranker:
             scores = self._scorer.score(matrix)
         with metrics.STAGES.labels("slate").time():
             self._learn(item_ids, tiles, request.ts_ms)
-            chosen, places = slate(item_ids, scores, tiles.removed & ~tiles.known, request.k)
+            chosen, places = slate(item_ids, scores, tiles.removed, request.k)
             return Ranked(chosen, [matrix[place].astype("<f4").tobytes() for place in places], Degraded.NONE)
 
     def _learn(self, item_ids: Sequence[str], tiles: Tiles, as_of_ms: int) -> None:

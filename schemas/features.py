@@ -169,8 +169,15 @@ class Registry:
 
     def windows(self, kind: str) -> tuple[Window, ...]:
         """The windows of a kind that some feature names, shortest first."""
-        named = {feature.window for feature in self.features if feature.kind == kind and feature.window}
-        return tuple(sorted(named, key=lambda window: (window.span_ms, window.hop_ms)))
+        return self._windows.get(kind, ())
+
+    @cached_property
+    def _windows(self) -> dict[str, tuple[Window, ...]]:
+        named: dict[str, set[Window]] = {}
+        for feature in self.features:
+            if feature.window:
+                named.setdefault(feature.kind, set()).add(feature.window)
+        return {kind: tuple(sorted(found, key=lambda window: (window.span_ms, window.hop_ms))) for kind, found in named.items()}
 
     def static_fields(self, kind: str) -> tuple[Static, ...]:
         """The static fields of a kind, by name."""

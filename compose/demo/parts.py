@@ -52,7 +52,8 @@ class Worker:
         code = self.process.poll()
         if code is not None:
             lines = self.log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
-            message = f"{self.name} ended with exit code {code}: {lines[-1]}. All of it is in {self.log}."
+            told = [line for line in lines if line.startswith("millstream:") or "cannot go on" in line] or lines
+            message = f"{self.name} ended with exit code {code}: {told[-1]} All of it is in {self.log}."
             raise StackError(message)
 
 

@@ -9,13 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from replay.log import Publisher
-
 from compose.demo.loop import Answers, Judged, Watch
 from compose.demo.parts import Parts
 from compose.demo.view import View
 from compose.train import Split, popularity, read_history, train
 from replay import kuairand
+from replay.log import Publisher
 from schemas.features import CTR_PRIOR
 from schemas.records import Event, Impression, RankResponse
 from schemas.topics import CLICKS, CONTENT, IMPRESSIONS, RANK_REQUESTS, USERS

@@ -1,0 +1,300 @@
+"""Event logs: what was produced, in order, read again from any offset. In Kafka, or in files that stand in for it.
+
+A topic is named without its prefix on both sides of a log. Times are those that the records were produced with: a log of 2022 that
+is appended today still says 2022.
+"""
+
+import os
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from time import monotonic
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import Message as KafkaMessage
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]  # its stubs do not export it
+
+from schemas import codec
+from schemas.errors import LogError
+from schemas.records import Record
+from schemas.topics import Batch, Source, StoredRecord, Topic
+
+#: Rows of a batch at most. More would only move the same rows in fewer steps; a batch is held in memory whole.
+BATCH_ROWS_MAX = 5_000
+#: How long Kafka may keep a record, a question or a read waiting (seconds) before the log gives up on it.
+KAFKA_S = 30.0
+#: Records handed to the producer between two looks at its failures: looking costs more than handing over.
+SENDS_PER_POLL = 1_000
+#: How often a full producer is asked for room, and a quiet consumer for records (seconds).
+POLL_S = 0.1
+#: What librdkafka reports and recovers from by itself.
+PASSING = (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT)  # noqa: SLF001  # librdkafka's names
+
+#: librdkafka's own lines on stderr would tear a live view, and tell what becomes a LogError if it lasts: only emergencies are let through.
+QUIET = {"log_level": 0}
+
+
+class Message(NamedTuple):
+    """A record to be stored. value: None is a tombstone; timestamp_ms: its Kafka timestamp, milliseconds UTC, above 0."""
+
+    key: bytes
+    value: bytes | None
+    timestamp_ms: int
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+class EventLog(Protocol):
+    """Topics of records in order. Records of one key stay in the order they were appended in; others may not."""
+
+    def append(self, topic: Topic, messages: Iterable[Message]) -> None:
+        """Store messages; returns when all are. Raises LogError if not, some of them may be stored then."""
+
+    def end_offsets(self, topic: Topic) -> dict[int, int]:
+        """The offset that the next record of each partition will have. Raises LogError."""
+
+    def read(self, topic: Topic, starts: Mapping[int, int] | None = None, batch_rows_max: int = BATCH_ROWS_MAX) -> Iterator[Batch]:
+        """All records from `starts` (partition -> offset, else the first there is) to the end as it is now. Raises LogError."""
+
+
+class Publisher:
+    """A feed's end of Kafka: sends records without waiting for each."""
+
+    def __init__(self, bootstrap: str, topic_prefix: str = "") -> None:
+        """bootstrap: host:port of the brokers."""
+        self._prefix = topic_prefix
+        self._failures: list[KafkaError] = []
+        self._sent = 0
+        self._producer = Producer(
+            {
+                **QUIET,
+                "bootstrap.servers": bootstrap,
+                "enable.idempotence": True,
+                "compression.type": "lz4",
+                "linger.ms": 5,
+                "message.timeout.ms": int(KAFKA_S * 1000),
+                "delivery.report.only.error": True,
+                "on_delivery": self._on_delivery,
+            }
+        )
+
+    def send(self, topic: Topic, record: Record, timestamp_ms: int | None = None) -> None:
+        """Send a record under its key, by default with the time of now. Raises LogError for one that failed, now or before."""
+        self.send_message(topic, Message(topic.key_of(record), codec.encode(record), timestamp_ms or 0))
+
+    def send_message(self, topic: Topic, message: Message) -> None:
+        """Send bytes as they are. Raises LogError as `send` does."""
+        self._sent += 1
+        if self._sent % SENDS_PER_POLL == 0:
+            self._check()
+        until_s = monotonic() + KAFKA_S
+        while not self._produce(self._prefix + topic.name, message):
+            self._producer.poll(POLL_S)
+            if monotonic() > until_s:
+                raise LogError(
+                    f"Kafka took none of {len(self._producer)} waiting records for {KAFKA_S:.0f} s. Is it up, and its disk not full?"
+                )
+
+    def _produce(self, name: str, message: Message) -> bool:
+        """Whether there was room for it."""
+        try:
+            self._producer.produce(name, message.value, message.key, timestamp=message.timestamp_ms, headers=list(message.headers))
+        except BufferError:
+            return False
+        except KafkaException as error:
+            raise LogError(f"topic {name} cannot take a record of {len(message.value or b'')} bytes: {error.args[0].str()}.") from error
+        return True
+
+    def flush(self) -> None:
+        """Return when everything sent is stored. Raises LogError if something is not."""
+        left = self._producer.flush(2 * KAFKA_S)
+        self._check()
+        if left:
+            raise LogError(f"{left} records are still not stored after {2 * KAFKA_S:.0f} s. Is Kafka up? Send them again.")
+
+    def _on_delivery(self, error: KafkaError | None, _: KafkaMessage) -> None:
+        if error is not None:
+            self._failures.append(error)
+
+    def _check(self) -> None:
+        self._producer.poll(0)
+        if self._failures:
+            count, first = len(self._failures), self._failures[0]
+            self._failures.clear()
+            raise LogError(f"{count} records are not stored, the first because: {first.str()}. Mend that and send them again.")
+
+
+class KafkaLog:
+    """The log that Kafka keeps; its topics must exist."""
+
+    def __init__(self, bootstrap: str, topic_prefix: str = "") -> None:
+        """bootstrap: host:port of the brokers."""
+        self._bootstrap = bootstrap
+        self._prefix = topic_prefix
+        self._admin = AdminClient({**QUIET, "bootstrap.servers": bootstrap})
+
+    @cached_property
+    def _publisher(self) -> Publisher:
+        """Opened by the first append: who only reads needs none."""
+        return Publisher(self._bootstrap, self._prefix)
+
+    def append(self, topic: Topic, messages: Iterable[Message]) -> None:
+        """As EventLog says."""
+        for message in messages:
+            self._publisher.send_message(topic, message)
+        self._publisher.flush()
+
+    def end_offsets(self, topic: Topic) -> dict[int, int]:
+        """As EventLog says."""
+        name = self._prefix + topic.name
+        try:
+            partitions = self._admin.list_topics(name, timeout=KAFKA_S).topics[name].partitions
+            wanted = {TopicPartition(name, partition): OffsetSpec.latest() for partition in sorted(partitions)}  # type: ignore[no-untyped-call]
+            asked = self._admin.list_offsets(wanted, request_timeout=KAFKA_S) if wanted else {}
+            ends = {place.partition: int(answer.result(KAFKA_S).offset) for place, answer in asked.items()}
+        except KafkaException as error:
+            raise LogError(f"{self._bootstrap} does not say where topic {name} ends: {error.args[0].str()}. Is Kafka up?") from error
+        if not ends:
+            raise LogError(f"{self._bootstrap} has no topic {name}. `millstream topics` creates it.")
+        return ends
+
+    def read(self, topic: Topic, starts: Mapping[int, int] | None = None, batch_rows_max: int = BATCH_ROWS_MAX) -> Iterator[Batch]:
+        """As EventLog says; partitions come mixed."""
+        ends = self.end_offsets(topic)
+        places = {partition: (starts or {}).get(partition, 0) for partition in ends}
+        return self._read(topic, {at: place for at, place in places.items() if place < ends[at]}, ends, batch_rows_max)
+
+    def _read(self, topic: Topic, places: dict[int, int], ends: dict[int, int], batch_rows_max: int) -> Iterator[Batch]:
+        """places: partition -> next offset to read, of the partitions that are not read to their end."""
+        consumer = self._consumer(topic, places)
+        until_s = monotonic() + KAFKA_S
+        try:
+            while places:
+                first = consumer.poll(POLL_S)
+                taken = [] if first is None else [first, *consumer.consume(batch_rows_max - 1, 0)]
+                for batch in _batches(topic, taken, places, ends):
+                    until_s = monotonic() + KAFKA_S
+                    yield batch
+                if monotonic() > until_s:
+                    raise LogError(
+                        f"topic {self._prefix}{topic.name} gave nothing for {KAFKA_S:.0f} s, its end unread in {places}. Is Kafka up?"
+                    )
+        finally:
+            consumer.close()
+
+    def _consumer(self, topic: Topic, places: Mapping[int, int]) -> Consumer:
+        consumer = Consumer(
+            {
+                **QUIET,
+                "bootstrap.servers": self._bootstrap,
+                # Partitions are assigned by hand: the group is a formality, nothing is committed under it.
+                "group.id": "millstream-log",
+                "enable.auto.commit": False,
+                # The last offset may be a transaction's mark or compacted away: only the end itself can be waited for.
+                "enable.partition.eof": True,
+                # Where retention has removed the start, begin with what is left.
+                "auto.offset.reset": "earliest",
+            }
+        )
+        consumer.assign([TopicPartition(self._prefix + topic.name, partition, place) for partition, place in places.items()])
+        return consumer
+
+
+def _batches(topic: Topic, messages: Iterable[KafkaMessage], places: dict[int, int], ends: Mapping[int, int]) -> Iterator[Batch]:
+    """One batch a partition of what was taken, up to the ends; moves `places`."""
+    found: dict[int, list[StoredRecord]] = defaultdict(list)
+    reached: dict[int, int] = {}
+    for message in messages:
+        error, partition, offset = message.error(), message.partition() or 0, message.offset() or 0
+        if error is None:
+            reached[partition] = offset + 1
+            if partition in places and offset < ends[partition]:
+                found[partition].append(_stored(topic, message))
+        elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001  # librdkafka's name
+            reached[partition] = offset
+        elif error.code() not in PASSING:
+            raise LogError(f"topic {message.topic()}, partition {partition} cannot be read: {error.str()}.")
+    for partition, records in found.items():
+        yield Batch(Source(topic.name, partition), records, places[partition])
+        places[partition] = records[-1].offset + 1
+    for partition, offset in reached.items():
+        if offset >= ends[partition]:
+            places.pop(partition, None)
+
+
+def _stored(topic: Topic, message: KafkaMessage) -> StoredRecord:
+    partition: Any = message.partition()
+    offset: Any = message.offset()
+    headers: Any = message.headers() or ()
+    held = tuple((name, value or b"") for name, value in headers)
+    return StoredRecord(topic.name, partition, offset, message.timestamp()[1], message.key(), message.value(), held)
+
+
+class FileLog:
+    """A log in a folder, for one writer: <topic>/<partition>/<first offset>-<following offset>.msgpack, a file an append."""
+
+    def __init__(self, folder: Path, partitions: int = 4) -> None:
+        """folder: made when first written to."""
+        self._folder = folder
+        self._partitions = partitions
+
+    def append(self, topic: Topic, messages: Iterable[Message]) -> None:
+        """As EventLog says. A key's partition is the one that librdkafka would choose."""
+        parts: dict[int, list[Message]] = defaultdict(list)
+        for message in messages:
+            parts[zlib.crc32(message.key) % self._partitions].append(message)
+        ends = self.end_offsets(topic)
+        for partition, part in parts.items():
+            self._write(topic, partition, ends[partition], part)
+
+    def _write(self, topic: Topic, partition: int, first: int, messages: list[Message]) -> None:
+        """A file appears under its name when it is whole and on the disk."""
+        path = self._of(topic, partition) / f"{first:020}-{first + len(messages):020}.msgpack"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.with_suffix(".part").open("wb") as file:
+                file.write(msgspec.msgpack.encode(messages))
+                file.flush()
+                os.fsync(file.fileno())
+            path.with_suffix(".part").rename(path)
+        except OSError as error:
+            raise LogError(f"{len(messages)} records cannot be stored in {path}: {error}. Mend that and append them again.") from error
+
+    def end_offsets(self, topic: Topic) -> dict[int, int]:
+        """As EventLog says."""
+        return {partition: max((end for _, end, _ in self._files(topic, partition)), default=0) for partition in range(self._partitions)}
+
+    def read(self, topic: Topic, starts: Mapping[int, int] | None = None, batch_rows_max: int = BATCH_ROWS_MAX) -> Iterator[Batch]:
+        """As EventLog says; one partition after the other."""
+        files = [(partition, *file) for partition in range(self._partitions) for file in self._files(topic, partition)]
+        return self._read(topic, files, starts or {}, batch_rows_max)
+
+    @staticmethod
+    def _read(topic: Topic, files: list[tuple[int, int, int, Path]], starts: Mapping[int, int], rows_max: int) -> Iterator[Batch]:
+        for partition, first, end, path in files:
+            messages = _load(path)
+            for start in range(max(first, starts.get(partition, 0)), end, rows_max):
+                part = enumerate(messages[start - first :][:rows_max], start)
+                records = [
+                    StoredRecord(topic.name, partition, offset, timestamp_ms, key, value, headers)
+                    for offset, (key, value, timestamp_ms, headers) in part
+                ]
+                yield Batch(Source(topic.name, partition), records, start)
+
+    def _files(self, topic: Topic, partition: int) -> list[tuple[int, int, Path]]:
+        """First and following offset of each file, in order."""
+        paths = sorted(self._of(topic, partition).glob("*.msgpack"))
+        return [(int(first), int(end), path) for path in paths for first, end in [path.stem.split("-")]]
+
+    def _of(self, topic: Topic, partition: int) -> Path:
+        return self._folder / topic.name / str(partition)
+
+
+def _load(path: Path) -> list[Message]:
+    try:
+        return msgspec.msgpack.decode(path.read_bytes(), type=list[Message])
+    except (OSError, msgspec.MsgspecError) as error:
+        raise LogError(f"{path} cannot be read: {error}. Restore it from a copy: without it the log has a gap.") from error
