@@ -124,6 +124,8 @@ def _table(rows: pl.DataFrame, layout: Layout, place: int, generation: Generatio
 
 
 def _by_shard(table: _Table) -> dict[int, Deltas]:
+    if not len(table.rows):
+        return {}
     shards = table.shards[table.rows["key"]]
     order = np.lexsort((table.rows["key"], shards))
     rows, shards = table.rows[order], shards[order]

@@ -34,9 +34,9 @@ REPLY_TOPIC, REPLY_PARTITION, CORRELATION_ID, TRACE = "kafka_replyTopic", "kafka
 BATCH_ROWS_MAX = 64
 #: How long a poll waits for a first request (seconds): also how long a stop may go unnoticed.
 POLL_S = 0.1
-#: How often answers are flushed and offsets committed (seconds): what is asked again after a crash.
+#: How often answers are flushed, offsets committed and the lag is told (seconds): what is asked again after a crash.
 COMMIT_S = 1.0
-#: How often the current generation and the lag are looked up (seconds).
+#: How often the current generation is looked up (seconds).
 LOOK_S = 1.0
 #: How long a flush may take (seconds) before the worker gives up on Kafka.
 FLUSH_S = 30.0
@@ -114,17 +114,17 @@ class RankWorker:
             for message in messages:
                 await self._handle(message, received_s)
             if received_s - committed_s > COMMIT_S:
-                await asyncio.to_thread(self._commit, asynchronous=True)
+                await asyncio.to_thread(self._tick)
                 committed_s = received_s
 
     async def _look(self) -> None:
         """Keep up with the generation beside the answers: a store that hangs must not hold one up."""
         while True:
-            await self._ranker.refresh()
-            await asyncio.to_thread(self._observe_lag)
             await asyncio.sleep(LOOK_S)
+            await self._ranker.refresh()
 
-    def _observe_lag(self) -> None:
+    def _tick(self) -> None:
+        self._commit(asynchronous=True)
         metrics.LAG.clear()
         for place in self._consumer.position(self._consumer.assignment()):
             _, end = self._consumer.get_watermark_offsets(place, cached=True)
@@ -204,7 +204,10 @@ class RankWorker:
         self._refused = error or self._refused
 
     def _commit(self, *, asynchronous: bool) -> None:
-        """Commit what is answered, once Kafka has the answers. A commit that fails costs answering again, with the same bytes."""
+        """Commit what is answered, once Kafka has the answers. A commit that fails costs answering again, with the same bytes.
+
+        What was taken away meanwhile is left out: its new owner may have committed more.
+        """
         due, self._due = self._due, {}
         if not due:
             return
@@ -212,13 +215,15 @@ class RankWorker:
             raise LogError(f"Kafka took no answer for {FLUSH_S} s. Is {self._settings.kafka_bootstrap} up?")
         if self._refused:
             raise LogError(f"Kafka refused an answer: {self._refused}. Are the topics and the reply topics there?")
+        ours = {(place.topic, place.partition) for place in self._consumer.assignment()}
+        offsets = [TopicPartition(*place, offset) for place, offset in due.items() if place in ours]
         try:
-            self._consumer.commit(offsets=[TopicPartition(*place, offset) for place, offset in due.items()], asynchronous=asynchronous)
+            self._consumer.commit(offsets=offsets, asynchronous=asynchronous)  # type: ignore[call-overload]  # its stubs want literals
         except KafkaException as error:
             log.info("offsets are not committed: %s", error)
 
     def _on_revoke(self, _: Consumer, __: list[TopicPartition]) -> None:
-        """Commit before another worker takes over; later it would set that one's offsets back."""
+        """Commit before another worker takes over."""
         self._commit(asynchronous=False)
 
     def _close(self) -> None:
@@ -232,12 +237,12 @@ class RankWorker:
         try:
             there = self._producer.list_topics(timeout=KAFKA_ANSWER_S).topics
         except KafkaException as error:
-            message = f"Kafka at {self._settings.kafka_bootstrap} does not answer: {error}. Is it up? `millstream stack up` starts a local one."
+            message = f"Kafka at {self._settings.kafka_bootstrap} does not answer: {error}. Is it up? `millstream stack status` tells."
             raise LogError(message) from error
-        wanted = {*self._settings.reply_topics, *map(self._topic, (RANK_REQUESTS.name, RANK_RESPONSES.name, RANK_TELEMETRY.name, DEAD_LETTERS.name))}
-        missing = sorted(wanted - set(there))
+        ours = {self._topic(topic.name) for topic in (RANK_REQUESTS, RANK_RESPONSES, RANK_TELEMETRY, DEAD_LETTERS)}
+        missing = sorted((ours | self._settings.reply_topics) - set(there))
         if missing:
-            message = f"Kafka at {self._settings.kafka_bootstrap} has no topic {', '.join(missing)}. `millstream topics` creates them."
+            message = f"Kafka at {self._settings.kafka_bootstrap} has no topic {', '.join(missing)}. `millstream topics` creates ours."
             raise LogError(message)
         return {name: len(there[name].partitions) for name in self._settings.reply_topics}
 

@@ -33,7 +33,6 @@ SENDS_PER_POLL = 1_000
 POLL_S = 0.1
 #: What librdkafka reports and recovers from by itself.
 PASSING = (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT)  # noqa: SLF001  # librdkafka's names
-
 #: librdkafka's own lines on stderr would tear a live view, and tell what becomes a LogError if it lasts: only emergencies are let through.
 QUIET = {"log_level": 0}
 
@@ -176,8 +175,8 @@ class KafkaLog:
                 first = consumer.poll(POLL_S)
                 taken = [] if first is None else [first, *consumer.consume(batch_rows_max - 1, 0)]
                 for batch in _batches(topic, taken, places, ends):
-                    until_s = monotonic() + KAFKA_S
                     yield batch
+                    until_s = monotonic() + KAFKA_S
                 if monotonic() > until_s:
                     raise LogError(
                         f"topic {self._prefix}{topic.name} gave nothing for {KAFKA_S:.0f} s, its end unread in {places}. Is Kafka up?"
@@ -226,11 +225,9 @@ def _batches(topic: Topic, messages: Iterable[KafkaMessage], places: dict[int, i
 
 
 def _stored(topic: Topic, message: KafkaMessage) -> StoredRecord:
-    partition: Any = message.partition()
-    offset: Any = message.offset()
-    headers: Any = message.headers() or ()
-    held = tuple((name, value or b"") for name, value in headers)
-    return StoredRecord(topic.name, partition, offset, message.timestamp()[1], message.key(), message.value(), held)
+    at: Any = message
+    headers = tuple((name, value or b"") for name, value in at.headers() or ())
+    return StoredRecord(topic.name, at.partition(), at.offset(), at.timestamp()[1], at.key(), at.value(), headers)
 
 
 class FileLog:

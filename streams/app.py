@@ -10,10 +10,14 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+
 from online_store.ingest import Ingest
 from online_store.store import OnlineStore
-from schemas.errors import MillstreamError
+from schemas.errors import LogError, MillstreamError
 from schemas.features import Registry
+from schemas.topics import DEAD_LETTERS, SOURCES
 from streams.agents import add_agents
 from streams.schema_registry import schema_ids
 from streams.transport import App
@@ -21,8 +25,15 @@ from streams.worker import Worker
 
 #: How often a worker looks whether the store still has what it acknowledged (seconds): the longest an idle partition stays wrong.
 GUARD_CHECK_S = 5.0
+#: How often guards of shards without rows catch up (seconds). Less costs a call a shard and source each time; more lets a
+#: restart read further back.
+SETTLE_S = 0.25
 #: How often a worker looks whether it has crashed or was asked to stop (seconds).
 HEALTH_CHECK_S = 0.2
+#: How long Kafka may take to say which topics it has (seconds), before a start is given up.
+KAFKA_ANSWER_S = 10.0
+#: Bytes of a dead letter, before compression: a record as long as Kafka takes it must fit with what a letter adds.
+LETTER_BYTES_MAX = 64 * 2**20
 #: How long an orderly stop may take (seconds); what is not done by then is safe to drop: the guards know.
 STOP_S = 10.0
 
@@ -59,17 +70,24 @@ def build(settings: IngestSettings, store: OnlineStore, registry: Registry) -> A
         broker_session_timeout=settings.session_timeout_s,
         broker_heartbeat_interval=settings.session_timeout_s / 4,
         broker_commit_interval=2.0,
+        producer_max_request_size=LETTER_BYTES_MAX,
+        producer_compression_type="lz4",
         stream_wait_empty=False,
     )
     worker = Worker(app, Ingest(store, registry, schema_ids(settings.schema_registry_url)))
     app.positions = worker.assign
     add_agents(app, worker)
     app.timer(GUARD_CHECK_S, name="check_guards")(worker.check_guards)
+    app.timer(SETTLE_S, name="settle")(worker.settle)
     return app
 
 
 async def run(settings: IngestSettings, store: OnlineStore, registry: Registry) -> int:
-    """Ingest until SIGTERM or SIGINT. Returns the exit code: 0 after an orderly stop, 1 when the worker could not go on."""
+    """Ingest until SIGTERM or SIGINT. Returns the exit code: 0 after an orderly stop, 1 when the worker could not go on.
+
+    Raises LogError or StoreError where Kafka, its topics or the store are not there to begin with.
+    """
+    await asyncio.to_thread(check_topics, settings)
     await Ingest(store, registry).start()
     app = build(settings, store, registry)
     asked = asyncio.Event()
@@ -84,6 +102,20 @@ async def run(settings: IngestSettings, store: OnlineStore, registry: Registry) 
         log.error("ingest cannot go on: %r. Restart it: it goes on where the guards stand.", crash)
     await _stop(app, store)
     return 1 if crash else 0
+
+
+def check_topics(settings: IngestSettings) -> None:
+    """Raise LogError unless Kafka answers and has the topics: Faust would wait for them for ever, alive and idle."""
+    try:
+        there = AdminClient({"bootstrap.servers": settings.kafka_bootstrap, "log_level": 0}).list_topics(timeout=KAFKA_ANSWER_S).topics
+    except KafkaException as error:
+        message = f"Kafka at {settings.kafka_bootstrap} does not answer: {error}. Is it up? `millstream stack up` starts a local one."
+        raise LogError(message) from error
+    wanted = [settings.topic_prefix + topic.name for topic in (*SOURCES, DEAD_LETTERS)]
+    missing = [name for name in wanted if name not in there]
+    if missing:
+        message = f"Kafka at {settings.kafka_bootstrap} has no topic {', '.join(missing)}. `millstream topics` creates them."
+        raise LogError(message)
 
 
 def _crashed(app: App) -> BaseException | None:

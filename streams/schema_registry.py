@@ -1,17 +1,25 @@
 """Schemas of a Confluent-compatible registry, fetched when a record first names one."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from uuid import UUID
 
 import msgspec
+from confluent_kafka.schema_registry import Schema as Registered
 from confluent_kafka.schema_registry import SchemaRegistryClient
+from confluent_kafka.schema_registry.common._httpx_compat import httpx  # whichever it uses: it lets its errors through
 from confluent_kafka.schema_registry.error import SchemaRegistryError
 
 from schemas.avro import Schema, parse
 from schemas.codec import SchemaIds
-from schemas.errors import LogError
+from schemas.errors import LogError, SchemaError
 
-NOT_FOUND = 404
+#: The registry's own code for a schema that it does not have; a bare 404 is a wrong URL, which must not dead-letter a whole topic.
+NOT_FOUND = 40403
+#: Schemas remembered, found or missed. Past it the oldest go: garbage that begins like an id must not fill the memory.
+SCHEMAS_COUNT_MAX = 10_000
+
+log = logging.getLogger("millstream.ingest")
 
 
 class RegistrySchemas(Mapping[int | UUID, Schema]):
@@ -27,6 +35,8 @@ class RegistrySchemas(Mapping[int | UUID, Schema]):
         """Raises KeyError where the registry has none, LogError where it does not answer."""
         if schema_id not in self._found:
             self._found[schema_id] = self._fetch(schema_id)
+            if len(self._found) > SCHEMAS_COUNT_MAX:
+                del self._found[next(iter(self._found))]
         found = self._found[schema_id]
         if found is None:
             raise KeyError(schema_id)
@@ -38,12 +48,12 @@ class RegistrySchemas(Mapping[int | UUID, Schema]):
                 answer = self._client.get_schema_by_guid(str(schema_id))
             else:
                 answer = self._client.get_schema(schema_id)
-        except SchemaRegistryError as error:
-            if error.http_status_code == NOT_FOUND:
+        except (SchemaRegistryError, httpx.HTTPError, ValueError) as error:
+            if isinstance(error, SchemaRegistryError) and error.error_code == NOT_FOUND:
                 return None
-            message = f"the schema registry {self._url} refused schema {schema_id}: {error}. Is it up?"
+            message = f"the schema registry {self._url} did not give schema {schema_id}: {error!r}. Is it up, and is the URL right?"
             raise LogError(message) from error
-        return parse(msgspec.json.decode(answer.schema_str or ""))
+        return _parsed(schema_id, answer)
 
     def __iter__(self) -> Iterator[int | UUID]:
         """Over what was found so far."""
@@ -52,6 +62,16 @@ class RegistrySchemas(Mapping[int | UUID, Schema]):
     def __len__(self) -> int:
         """How many were found so far."""
         return sum(1 for _ in self)
+
+
+def _parsed(schema_id: int | UUID, answer: Registered) -> Schema | None:
+    """A registered schema ready for use; None for one that no record of ours can have, which is for dead-letters to tell."""
+    try:
+        raw = msgspec.json.decode(answer.schema_str or "")
+        return parse(raw) if answer.schema_type == "AVRO" and raw["type"] == "record" else None
+    except (SchemaError, msgspec.DecodeError, ValueError, LookupError, TypeError) as error:
+        log.warning("schema %s of the registry is none that we can read: %r", schema_id, error)
+        return None
 
 
 def schema_ids(url: str) -> SchemaIds:

@@ -6,6 +6,7 @@ fit, and the partition is read again from where the guards stand. A worker that 
 """
 
 import asyncio
+import functools
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -18,7 +19,8 @@ from streams import dead_letters, metrics
 from streams.transport import App
 
 #: How long a worker waits for a store that does not answer (seconds) before it exits and leaves the waiting to its supervisor.
-STORE_PATIENCE_S = 120.0
+#: It must end before Faust's broker_request_timeout (90 s): past that Faust gives up an assignment and stays alive, reading nothing.
+STORE_PATIENCE_S = 60.0
 #: Pauses between tries at the store (seconds); the last one repeats.
 STORE_PAUSES_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 
@@ -33,13 +35,14 @@ class Worker:
         self.app = app
         self.ingest = ingest
         self._positions: dict[Source, int] = {}
-        self._rewinding: set[Source] = set()
+        self._rewinding: dict[Source, int] = {}
         self._locks: dict[Source, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def assign(self, sources: Sequence[Source]) -> Mapping[Source, int]:
         """Where to read newly assigned sources from: the lowest guard of each."""
         self._positions = await _patiently(lambda: self.ingest.positions(sources))
         self._rewinding.clear()
+        metrics.LAG.clear()
         return dict(self._positions)
 
     async def take(self, batch: Batch) -> None:
@@ -50,25 +53,34 @@ class Worker:
                 await self._take(batch)
             elif position is not None:
                 self._rewind(batch.source, position, "gap")
+        self.app.done(batch.source)
 
     async def check_guards(self) -> None:
         """Go back on every source whose guards stand behind us: a store that lost writes is healed though nothing new arrives."""
+        await self._look_after(self.ingest.check)
+
+    async def settle(self) -> None:
+        """Let the guards of shards without rows catch up, so that a restart does not read far back."""
+        await self._look_after(self.ingest.settle)
+
+    async def _look_after(self, ask: Callable[[Source], Awaitable[int]]) -> None:
+        """Ask where each source is to be read on from, and go back if that is behind us."""
         for source in list(self._positions):
             async with self._locks[source]:
                 before = self._positions.get(source, 0)
-                found = await _patiently(lambda source=source: self.ingest.positions([source]))  # type: ignore[misc]  # a bound default
-                if found[source] < before:
-                    self._positions[source] = found[source]
-                    self._rewind(source, found[source], "guard")
+                found = await _patiently(functools.partial(ask, source))
+                if found < before:
+                    self._positions[source] = found
+                    self._rewind(source, found, "guard")
 
     async def _take(self, batch: Batch) -> None:
         source = batch.source
-        self._rewinding.discard(source)
+        self._rewinding.pop(source, None)
         following = await self._apply(batch)
         self._positions[source] = following
         if following < batch.following:
             self._rewind(source, following, "guard")
-        metrics.observe_lag(self.app.consumer.highwater(self.app.partition_of(source)), source, following)
+        metrics.observe_lag(self.app.end_offset(source), source, following)
 
     async def _apply(self, batch: Batch) -> int:
         with metrics.stage("decode"):
@@ -81,9 +93,9 @@ class Worker:
         return following
 
     def _rewind(self, source: Source, offset: int, reason: str) -> None:
-        """Ask for a source again, once: batches already under way will not fit either."""
-        if source not in self._rewinding:
-            self._rewinding.add(source)
+        """Ask for a source from an offset, once: batches already under way will not fit either."""
+        if self._rewinding.get(source) != offset:
+            self._rewinding[source] = offset
             metrics.REWINDS.labels(source.topic, reason).inc()
             self.app.rewind(source, offset)
 
