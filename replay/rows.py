@@ -196,7 +196,7 @@ class Timeline:
 
 def _labelled(events: pl.DataFrame) -> pl.DataFrame:
     """The impressions with as_of_ms, group, clicked and dwelled_ms, in the order of the rows."""
-    outcome = ["request_id", "item_id"]; events = events.with_columns()
+    outcome = [*REQUEST_KEY, "item_id"]
     shown = events.filter(pl.col("record") == Impression.__name__)
     acts = events.filter(pl.col("record") != Impression.__name__)
     came = acts.group_by(outcome).agg(

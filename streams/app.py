@@ -71,7 +71,7 @@ def build(settings: IngestSettings, store: OnlineStore, registry: Registry) -> A
         broker_heartbeat_interval=settings.session_timeout_s / 4,
         broker_commit_interval=2.0,
         producer_max_request_size=LETTER_BYTES_MAX,
-        producer_compression_type="lz4",
+        producer_compression_type="gzip",
         stream_wait_empty=False,
     )
     worker = Worker(app, Ingest(store, registry, schema_ids(settings.schema_registry_url)))

@@ -49,7 +49,7 @@ def run(parts: Parts, view: View, folder: Path) -> dict[str, object]:
     count += events.publish_until(None, view) + events.count
     watch.wait_until_applied("ingest: the rest", 0.9)
     view.show("checking every record against the oracle", 0.95)
-    entities, differences = watch.check([STOP_MS, STOP_MS - DAY_MS // 2])
+    entities, differences = watch.check([STOP_MS + DAY_MS, STOP_MS + DAY_MS + 6 * HOUR_MS, STOP_MS + 6 * DAY_MS])
     return {
         "events": count,
         "events_per_second": round(rate),

@@ -1,0 +1,1 @@
+"""One protocol, every implementation of it, one suite."""
