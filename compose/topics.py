@@ -12,13 +12,15 @@ from schemas.windows import DAY_MS
 
 #: How long topics keep records (milliseconds): the longest window, and time to notice a fault and replay.
 RETENTION_MS = 45 * DAY_MS
+NEWEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]  # its stubs leave it untyped
 #: How long to wait for the broker (seconds).
 ADMIN_S = 30.0
 
 
 def create(bootstrap: str, prefix: str = "", partitions: int = 8, retention_ms: int = RETENTION_MS) -> list[str]:
     """Create the topics that are not there yet; returns their names. retention_ms: -1 keeps for ever. Raises LogError."""
-    admin = AdminClient({"bootstrap.servers": bootstrap})
+    # What goes wrong is raised below: librdkafka need not say it on the terminal as well.
+    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
     config = {
         # A producer whose clock runs ahead is refused by the broker itself: its timestamps would let its events in.
         "message.timestamp.after.max.ms": str(CLOCK_SKEW_MS_MAX),
@@ -41,10 +43,10 @@ def create(bootstrap: str, prefix: str = "", partitions: int = 8, retention_ms: 
 
 def _wait_for_leaders(admin: AdminClient, names: list[str], partitions: int) -> None:
     """Return when every partition of new topics answers: a created topic has no leaders yet. Raises LogError."""
-    wanted = {TopicPartition(name, partition): OffsetSpec.latest() for name in names for partition in range(partitions)}
+    wanted = {TopicPartition(name, partition): NEWEST for name in names for partition in range(partitions)}
     until_s = time.monotonic() + ADMIN_S
     while wanted:
         answers = admin.list_offsets(wanted, request_timeout=ADMIN_S)
-        wanted = {place: OffsetSpec.latest() for place, answer in answers.items() if answer.exception(ADMIN_S) is not None}
+        wanted = {place: NEWEST for place, answer in answers.items() if answer.exception(ADMIN_S) is not None}
         if time.monotonic() > until_s:
             raise LogError(f"{len(wanted)} new partitions have no leader after {ADMIN_S} s. Look into Kafka's log.")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from replay.log import EventLog
 
 from ranker import bundle as bundles
 from ranker.training.fit import FitSettings, TrainingRows, fit
+from replay.log import EventLog
 from replay.rows import Contexts, Rows, contexts_of, rows
 from schemas import codec
 from schemas.aggregates import COUNTERS, ITEM, entities, updates

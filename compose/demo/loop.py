@@ -7,19 +7,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from confluent_kafka import Consumer
-from replay.log import KafkaLog
-from tests.oracle import Oracle
-from tests.verify import compare
 
 from compose.demo.parts import Parts, Worker, quantile_ms, total
 from compose.demo.view import View
 from online_store.redis import RedisStore
 from ranker.training.quality import auc, ndcg_at
+from replay.log import QUIET, KafkaLog, Publisher
 from schemas import codec
 from schemas.errors import StackError
 from schemas.features import Registry
-from schemas.records import Degraded, RankResponse
-from schemas.topics import RANK_RESPONSES, SOURCES, Source
+from schemas.records import Degraded, RankRequest, RankResponse
+from schemas.topics import RANK_REQUESTS, RANK_RESPONSES, SOURCES, Source
+from tests.oracle import Oracle
+from tests.verify import compare
 
 #: How long ingest may take to catch up without moving, and a ranking worker to answer (seconds).
 PATIENCE_S = 30.0
@@ -35,6 +35,8 @@ class Watch:
         self._store_url = parts.addresses.store_url
         self._ingest = ingest
         self._view = view
+        self._seen = (0.0, 0.0)
+        self._fresh: list[tuple[dict[str, str], float]] = []
 
     def wait_until_applied(self, phase: str, done: float) -> None:
         """Return when every shard's guards stand at the end of the log. Raises StackError when they stop moving."""
@@ -66,6 +68,19 @@ class Watch:
         guards = await store.guards(generation, list(sources))
         behind = np.array(list(sources.values())) - guards.min(axis=1)
         return int(np.maximum(behind, 0).sum())
+
+    def figures(self) -> dict[str, str]:
+        """What ingest does now, for the table."""
+        told, now_s = self._ingest.metrics(), time.monotonic()
+        count = total(told.get("millstream_events_total"))
+        rate = (count - self._seen[1]) / (now_s - self._seen[0])
+        fresh = freshness_ms(self._fresh, told.get("millstream_freshness_seconds_bucket", []), 0.99)
+        self._seen, self._fresh = (now_s, count), told.get("millstream_freshness_seconds_bucket", [])
+        return {
+            "events/s, now": f"{rate:,.0f}",
+            "lag, records": f"{total(told.get('millstream_lag_records')):,.0f}",
+            "freshness p99, now": "" if fresh is None else f"{fresh:,.0f} ms",
+        }
 
     def dead_letters(self) -> int:
         """How many records ingest could not use."""
@@ -113,7 +128,8 @@ class Answers:
     @classmethod
     def open(cls, bootstrap: str) -> "Answers":
         """Ready to hear every response from now on."""
-        consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "demo-feed", "auto.offset.reset": "earliest"})
+        settings = {"bootstrap.servers": bootstrap, "group.id": "demo-feed", "auto.offset.reset": "earliest"}
+        consumer = Consumer(settings | QUIET)
         consumer.subscribe([RANK_RESPONSES.name])
         deadline = time.monotonic() + PATIENCE_S
         while not consumer.assignment():
@@ -121,6 +137,15 @@ class Answers:
             if time.monotonic() > deadline:
                 raise StackError(f"Kafka assigned no partition of {RANK_RESPONSES.name} within {PATIENCE_S} s.")
         return cls(consumer)
+
+    def wait_for_ranker(self, publisher: Publisher) -> None:
+        """Return when a ranking worker has answered: it joins its group some moments after its process is up."""
+        now_ms = time.time_ns() // 1_000_000
+        asked = RankRequest(request_id="are-you-there", user_id="nobody", candidate_item_ids=["nothing"], k=1, ts_ms=now_ms)
+        publisher.send(RANK_REQUESTS, asked, now_ms)
+        publisher.flush()
+        if self.consumer.poll(PATIENCE_S) is None:
+            raise StackError(f"no ranking worker answered within {PATIENCE_S} s.")
 
     def asked(self, request_id: str) -> None:
         """A request is on its way."""

@@ -110,6 +110,7 @@ def _rank(
     view.show("starting the ranking worker", 0.4)
     parts.start("serve")
     answers = Answers.open(parts.addresses.kafka_bootstrap)
+    answers.wait_for_ranker(events.publisher)
     groups = kuairand.ranking_groups(data)
     for hour, found in itertools.groupby(groups, lambda group: (group.request.ts_ms - TEST_MS) // STEP_MS):
         events.count += events.publish_until(TEST_MS + hour * STEP_MS)

@@ -5,13 +5,13 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 import numpy as np
-from replay.log import Publisher
-from replay.simulator import Feed, FeedSettings
 
 from compose.demo.loop import Answers, Watch, freshness_ms
 from compose.demo.parts import Parts
 from compose.demo.view import View
 from compose.train import train
+from replay.log import Publisher
+from replay.simulator import Feed, FeedSettings
 from schemas.features import REGISTRY
 from schemas.records import Click, Event, Impression, RankRequest, RankResponse
 from schemas.topics import CLICKS, CONTENT, IMPRESSIONS, RANK_REQUESTS, USERS
@@ -83,7 +83,7 @@ def run(parts: Parts, view: View, seed: int) -> dict[str, object]:
     view.show("training", 0.45, {"events/s, history": f"{rate:,.0f}"})
     bundle = train(watch.log, REGISTRY, parts.models, now_ms=_now_ms())
     before = watch.freshness()
-    arms, answers, live_count = _live(parts, feed, publisher, view)
+    arms, answers, live_count = _live(parts, feed, publisher, watch, view)
     watch.wait_until_applied("ingest: live", 0.9)
     fresh = freshness_ms(before, watch.freshness(), 0.99)
     view.show("checking every record against the oracle", 0.95)
@@ -163,10 +163,11 @@ class _Pages:
         self.count += _publish(self.publisher, due)
 
 
-def _live(parts: Parts, feed: Feed, publisher: Publisher, view: View) -> tuple[dict[str, Arm], Answers, int]:
+def _live(parts: Parts, feed: Feed, publisher: Publisher, watch: Watch, view: View) -> tuple[dict[str, Arm], Answers, int]:
     view.show("starting the ranking worker", 0.5)
     parts.start("serve")
     answers = Answers.open(parts.addresses.kafka_bootstrap)
+    answers.wait_for_ranker(publisher)
     pages = _Pages(feed, publisher, {"ranked": Arm(), "control": Arm()})
     began_s = time.monotonic()
     sent = 0
@@ -177,7 +178,9 @@ def _live(parts: Parts, feed: Feed, publisher: Publisher, view: View) -> tuple[d
         for response in answers.take(0.002):
             _use(pages, response)
         pages.publish_due(_now_ms())
-        view.show("live: half of the users get ranked pages", 0.5 + 0.4 * elapsed_s / LIVE_S, _figures(pages, answers))
+        if view.due():
+            figures = _figures(pages, answers) | watch.figures()
+            view.show("live: half of the users get ranked pages", 0.5 + 0.4 * elapsed_s / LIVE_S, figures)
     for response in answers.take_rest():
         _use(pages, response)
     time.sleep(LIVE_DELAY_MS / 1000)

@@ -1,5 +1,6 @@
 """What the demo shows while it runs: a table of figures and a progress bar; nothing with --json or without a terminal."""
 
+import time
 from types import TracebackType
 from typing import Self
 
@@ -22,6 +23,7 @@ class View:
         self._live = Live(console=self._console, refresh_per_second=REDRAWS_PER_S, transient=True)
         self._phase = ""
         self._figures: dict[str, str] = {}
+        self._shown_s = 0.0
 
     def __enter__(self) -> Self:
         """Begin to draw."""
@@ -34,8 +36,13 @@ class View:
         if self._drawn:
             self._live.stop()
 
+    def due(self) -> bool:
+        """Whether it is time to draw again: figures that cost something are only made then."""
+        return time.monotonic() - self._shown_s > 1 / REDRAWS_PER_S
+
     def show(self, phase: str, done: float, figures: dict[str, str] | None = None) -> None:
         """Show a phase, how far it is (0 to 1), and figures beside those shown before."""
+        self._shown_s = time.monotonic()
         self._figures.update(figures or {})
         if self._drawn:
             self._live.update(Group(self._table(phase), ProgressBar(total=1.0, completed=done, width=60)))
