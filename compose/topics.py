@@ -7,12 +7,15 @@ from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ign
 
 from schemas.errors import LogError
 from schemas.records import CLOCK_SKEW_MS_MAX
-from schemas.topics import TOPICS
+from schemas.topics import DEAD_LETTERS, TOPICS
 from schemas.windows import DAY_MS
 
 #: How long topics keep records (milliseconds): the longest window, and time to notice a fault and replay.
 RETENTION_MS = 45 * DAY_MS
 NEWEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]  # its stubs leave it untyped
+#: How long a batch of dead letters may be (bytes). A letter is longer than its record, and that may be as long as the broker takes
+#: it (1 MiB): with the same bound, such a record would stop its partition.
+LETTERS_BYTES_MAX = 2 * 2**20
 #: How long to wait for the broker (seconds).
 ADMIN_S = 30.0
 
@@ -26,7 +29,8 @@ def create(bootstrap: str, prefix: str = "", partitions: int = 8, retention_ms: 
         "message.timestamp.after.max.ms": str(CLOCK_SKEW_MS_MAX),
         "retention.ms": str(retention_ms),
     }
-    wanted = [NewTopic(prefix + name, partitions, -1, config=config) for name in TOPICS]
+    own = {DEAD_LETTERS.name: {"max.message.bytes": str(LETTERS_BYTES_MAX)}}
+    wanted = [NewTopic(prefix + name, partitions, -1, config=config | own.get(name, {})) for name in TOPICS]
     answers = admin.create_topics(wanted, request_timeout=ADMIN_S, operation_timeout=ADMIN_S)
     created = []
     for name, answer in answers.items():

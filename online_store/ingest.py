@@ -108,20 +108,25 @@ class Ingest:
         return await self._step(source, self._positions[source], {int(shard): NOTHING for shard in behind})
 
     async def check(self, source: Source) -> int:
-        """Returns the offset to read on from, as `apply` does: an earlier one if a guard stands lower than we left it."""
-        assert self.generation is not None, "positions() comes first"
-        standing = await self.store.guards(self.generation, [source])
+        """Returns the offset to read on from, as `apply` does: an earlier one if a guard stands lower than we left it.
+
+        A store that was emptied before it had any guard has lost its generation alone: it begins again.
+        """
+        standing = await self.store.guards(await self.start(), [source])
         if (standing[0] < self._guards[source]).any():
             return (await self.positions([source]))[source]
         return self._positions[source]
 
     async def _step(self, source: Source, following: int, deltas: dict[int, Deltas]) -> int:
-        """Apply deltas to their shards. A guard that is not where we left it changes nothing, and sends us back to the guards."""
+        """Apply deltas to their shards. A guard that is not where we left it changes nothing, and sends us back to the guards.
+
+        So do guards that were loaded anew meanwhile: a store that lost writes must not be taken to hold what came before this step.
+        """
         assert self.generation is not None, "positions() comes first"
         guards = self._guards[source]
         steps = [Step(shard, int(guards[shard]), found) for shard, found in deltas.items()]
         standing = await self.store.apply(self.generation, source, following, steps)
-        if any(guard != following for guard in standing):
+        if self._guards[source] is not guards or any(guard != following for guard in standing):
             return (await self.positions([source]))[source]
         guards[list(deltas)] = following
         self._positions[source] = following

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import msgspec
 import xxhash
 
+from schemas.aggregates import ENTITY_ID
+
 #: Shards of a new generation. More spread a cluster's load finer and cost a script call each a batch.
 SHARDS_COUNT = 64
 CURRENT = b"millstream:current"
@@ -57,8 +59,14 @@ def entity_of(key: bytes) -> Entity:
 
 
 def record_pattern(generation: Generation) -> bytes:
-    """A glob over all records of a generation."""
+    """A glob that all records of a generation match; what else matches, `is_record` tells."""
     return f"*:features:{{{generation.name}.*}}:*".encode()
+
+
+def is_record(key: bytes, generation: Generation) -> bool:
+    """Whether a key is that of a record of a generation: an id or a request_id may hold what looks like one."""
+    kind, _, rest = key.decode().partition(":")
+    return kind in ENTITY_ID and rest.startswith(f"features:{{{generation.name}.")
 
 
 def guard_key(generation: Generation, shard: int) -> bytes:

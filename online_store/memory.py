@@ -4,13 +4,12 @@ Nothing expires here: it lives no longer than its process.
 """
 
 from collections.abc import AsyncIterator, Sequence
-from fnmatch import fnmatchcase
 
 import numpy as np
 from numpy.typing import NDArray
 
 from online_store.deltas import Deltas
-from online_store.keys import Generation, guard_key, record_pattern
+from online_store.keys import Generation, guard_key, is_record
 from online_store.record import Layout, layouts, merge
 from online_store.store import Step
 from schemas.features import Registry
@@ -69,9 +68,8 @@ class MemoryStore:
 
     async def records(self, generation: Generation) -> AsyncIterator[bytes]:
         """As OnlineStore.records."""
-        pattern = record_pattern(generation).decode()
         for key in list(self._values):
-            if fnmatchcase(key.decode(), pattern):
+            if is_record(key, generation):
                 yield key
 
     async def keep_answer(self, key: bytes, answer: bytes, ttl_ms: int) -> bytes:  # noqa: ARG002  # nothing expires here

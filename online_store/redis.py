@@ -22,7 +22,7 @@ from redis.exceptions import ConnectionError as LostConnectionError
 from redis.exceptions import TimeoutError as NoAnswerError
 
 from online_store.deltas import Deltas
-from online_store.keys import CURRENT, Generation, guard_key, record_pattern
+from online_store.keys import CURRENT, Generation, guard_key, is_record, record_pattern
 from online_store.record import Layout, layouts
 from online_store.store import Step
 from schemas.aggregates import TILE
@@ -133,7 +133,7 @@ class RedisStore:
         """As OnlineStore.records."""
         seen: set[bytes] = set()
         async for key in self._client.scan_iter(match=record_pattern(generation), count=SCAN_COUNT):
-            if key not in seen:
+            if key not in seen and is_record(key, generation):
                 seen.add(key)
                 yield key
 

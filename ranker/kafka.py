@@ -19,7 +19,7 @@ from ranker import metrics
 from ranker.rank import Answer, Ranker, check_request
 from schemas import codec
 from schemas.errors import DecodeError, LogError
-from schemas.records import CLOCK_SKEW_MS_MAX, RankRequest, Reason
+from schemas.records import CLOCK_SKEW_MS_MAX, LETTER_BYTES_MAX, RankRequest, Reason
 from schemas.topics import (
     DEAD_LETTERS,
     RANK_REQUESTS,
@@ -45,8 +45,6 @@ KAFKA_ANSWER_S = 10.0
 #: After how long the group gives a worker up that does not answer (milliseconds): until then nobody answers its partitions. The least
 #: that a broker allows unless told otherwise.
 SESSION_TIMEOUT_MS = 6_000
-#: Bytes of a dead letter, before compression: a request as long as Kafka takes it must fit with what a letter adds.
-LETTER_BYTES_MAX = 64 * 2**20
 #: What librdkafka reports and recovers from by itself.
 PASSING = (
     KafkaError._ALL_BROKERS_DOWN,  # noqa: SLF001  # librdkafka's names, here and below

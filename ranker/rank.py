@@ -42,6 +42,11 @@ from schemas.records import (
 DEADLINE_MS = 80
 #: Of it, left for falling back and encoding once the store or the model has used up its time (milliseconds).
 RESERVE_MS = 10
+#: Of that, left for telemetry and sending once the answer is kept or the store has used up its time again (milliseconds).
+SEND_MS = 4
+#: What keeping an answer is given though its deadline is over (milliseconds): asked again, it should be the same. Ten times what a
+#: store near by takes; more would hold up a backlog while the store hangs.
+KEEP_MS_MIN = 3
 #: How long the answer to a request_id is kept (milliseconds). A producer that retries later than this is answered anew.
 ANSWER_TTL_MS = 900_000
 #: Answers remembered in this process, for when the store is away.
@@ -111,8 +116,12 @@ class Ranker:
         generation = self.generation
         if generation is None or generation.feature_version != self._registry.fingerprint:
             return None, self._fall_back(item_ids, request.k, "generation")
+        left_s = until_s - time.perf_counter()
+        if left_s <= 0:
+            # A call that is cut off costs its connection: in a backlog, reconnecting would be all that gets done.
+            return None, self._fall_back(item_ids, request.k, "deadline")
         try:
-            async with asyncio.timeout(max(until_s - time.perf_counter(), 0)):
+            async with asyncio.timeout(left_s):
                 kept, user, *items = await self._read(generation, request, key, item_ids)
             return kept, None if kept else self._score(request, item_ids, user, items)
         except TimeoutError:
@@ -122,17 +131,13 @@ class Ranker:
         except BundleError:
             return None, self._fall_back(item_ids, request.k, "model")
 
-    async def _read(
-        self, generation: Generation, request: RankRequest, key: bytes, item_ids: Sequence[str]
-    ) -> list[bytes | None]:
+    async def _read(self, generation: Generation, request: RankRequest, key: bytes, item_ids: Sequence[str]) -> list[bytes | None]:
         entities = [Entity(request.tenant, USER, request.user_id)]
         entities += [Entity(request.tenant, ITEM, item_id) for item_id in item_ids]
         with metrics.STAGES.labels("store").time():
             return await self._store.read([key, *(record_key(generation, entity) for entity in entities)])
 
-    def _score(
-        self, request: RankRequest, item_ids: Sequence[str], user: bytes | None, items: Sequence[bytes | None]
-    ) -> Ranked:
+    def _score(self, request: RankRequest, item_ids: Sequence[str], user: bytes | None, items: Sequence[bytes | None]) -> Ranked:
         with metrics.STAGES.labels("vector").time():
             tiles = read(self._layouts[ITEM], items, request.ts_ms)
             user_tiles = read(self._layouts[USER], [user], request.ts_ms)
@@ -157,14 +162,13 @@ class Ranker:
         chosen, _ = slate(item_ids, scores, np.zeros(len(item_ids), dtype=np.bool_), k)
         return Ranked(chosen, [b""] * len(chosen), degraded)
 
-    async def _keep(
-        self, request: RankRequest, key: bytes, ranked: Ranked, received_s: float, deadline_s: float
-    ) -> Answer:
+    async def _keep(self, request: RankRequest, key: bytes, ranked: Ranked, received_s: float, deadline_s: float) -> Answer:
         """Encode an answer and keep it, unless another worker was faster: then that one is the answer."""
         response = self._response(request, ranked, (time.perf_counter() - received_s) * 1000)
         encoded = codec.encode(response)
         try:
-            async with asyncio.timeout(max(deadline_s - time.perf_counter(), 0)):
+            left_s = deadline_s - SEND_MS / 1000 - time.perf_counter()
+            async with asyncio.timeout(max(left_s, KEEP_MS_MIN / 1000)):
                 kept = await self._store.keep_answer(key, encoded, ANSWER_TTL_MS)
         except (StoreError, TimeoutError):
             kept = encoded

@@ -47,7 +47,7 @@ def updates(events: pl.DataFrame) -> pl.DataFrame:
     parts = [
         part.with_columns(expr.cast(pl.Int64).alias(name) for name, expr in zip(COUNTERS, ADDS[str(record)], strict=True))
         for (record,), part in events.partition_by("record", as_dict=True).items()
-    ]
+    ] or [events.with_columns(pl.lit(0, pl.Int64).alias(name) for name in COUNTERS)]
     return pl.concat(parts).select("tenant", *ENTITY_ID.values(), "ts_ms", "offset", *COUNTERS)
 
 

@@ -21,6 +21,7 @@ from schemas.errors import DecodeError
 from schemas.records import (
     CLOCK_SKEW_MS_MAX,
     ID_BYTES_MAX,
+    LETTER_BYTES_MAX,
     TS_MS_MAX,
     VALUE_BYTES_MAX,
     Content,
@@ -30,7 +31,7 @@ from schemas.records import (
     Record,
     User,
 )
-from schemas.topics import BadRecord, Headers, Topic
+from schemas.topics import DEAD_LETTERS, BadRecord, Headers, Topic
 
 SINGLE_OBJECT = b"\xc3\x01"
 CONFLUENT = b"\x00"
@@ -70,12 +71,12 @@ def encode_confluent(record: Record, schema_id: int) -> bytes:
     return CONFLUENT + struct.pack(">I", schema_id) + encode(record)[len(SINGLE_OBJECT) + 8 :]
 
 
-def frame(value: bytes | None, headers: Headers, schema_ids: SchemaIds) -> Framed:
+def frame(value: bytes | None, headers: Headers, schema_ids: SchemaIds, bytes_max: int = VALUE_BYTES_MAX) -> Framed:
     """Take a value apart by its first bytes. Raises DecodeError MALFORMED, OVERSIZE or UNKNOWN_SCHEMA."""
     if not value:
         raise DecodeError(Reason.MALFORMED, "the value is empty")
-    if len(value) > VALUE_BYTES_MAX:
-        raise DecodeError(Reason.OVERSIZE, f"{len(value)} bytes, at most {VALUE_BYTES_MAX}")
+    if len(value) > bytes_max:
+        raise DecodeError(Reason.OVERSIZE, f"{len(value)} bytes, at most {bytes_max}")
     for name, header in headers:
         if name == SCHEMA_ID_HEADER:
             return Framed(_registered(_header_id(header), schema_ids), value)
@@ -90,7 +91,7 @@ def frame(value: bytes | None, headers: Headers, schema_ids: SchemaIds) -> Frame
 
 def decode(topic: Topic, value: bytes | None, headers: Headers = (), schema_ids: SchemaIds | None = None) -> Record:
     """One record of a topic. Raises DecodeError with the reason code of its dead letter."""
-    framed = frame(value, headers, schema_ids or {})
+    framed = frame(value, headers, {} if schema_ids is None else schema_ids, LETTER_BYTES_MAX if topic is DEAD_LETTERS else VALUE_BYTES_MAX)
     return from_json(topic, framed.body) if framed.schema is None else from_avro(topic, framed.schema, framed.body)
 
 
@@ -116,7 +117,7 @@ def from_json(topic: Topic, body: bytes) -> Record:
     """One JSON object. Raises DecodeError."""
     try:
         fields = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DecodeError(Reason.MALFORMED, f"not JSON: {error}") from error
     names = {record.__name__: record for record in topic.records}
     record = names.get(str(fields.get("type", topic.records[0].__name__)))

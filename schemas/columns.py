@@ -1,22 +1,15 @@
 """Many events to columns at once, and out of the way the ones that are not events.
 
-Avro bodies of one schema are put behind one another as one block of an in-memory Avro container, which polars-avro reads at
-millions a second. A body that is too short would silently eat into its neighbour, so each is followed by a mark that no body
-can forge; if one mark is not where it belongs, or the block does not decode, the group is decoded one by one instead, and only
-the bad records are set aside. What a good record says is the same on both ways (tests/property holds them together).
+Avro bodies of one schema are read field by field, all bodies in one step (schemas/avro.py). A body that is not plainly of its schema
+is decoded one by one instead, whatever stands beside it in the batch, and set aside if it is bad. What a good record says is the same
+on both ways (tests/property holds them together).
 """
 
-import hashlib
-import io
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 
-import fastavro
 import polars as pl
-import polars_avro
 
 from schemas import avro, codec
 from schemas.errors import DecodeError
@@ -51,10 +44,6 @@ EVENT_COLUMNS = {
     "offset": pl.Int64,
     "timestamp": pl.Int64,
 }
-
-MARK = "mark_"
-MARK_BYTES = 12
-SYNC = bytes(16)
 
 _ids = [pl.col(name) for name in codec.ID_FIELDS]
 _keys = [pl.col(name) for name in codec.KEY_FIELDS]
@@ -111,12 +100,15 @@ def decode_events(topic: Topic, records: Sequence[LogRecord], schema_ids: codec.
     """Decode and check a batch of impressions or of clicks; never raises for what a record holds."""
     frames: list[pl.DataFrame] = []
     bad: list[BadRecord] = []
-    for schema, rows, skip in _groups(topic, records, schema_ids or {}):
-        frame = None if schema is None else _decode_block(schema, records, rows, skip)
-        if frame is None:
-            frame, faults = _decode_each(topic, records, rows, schema_ids or {})
+    for schema, rows, skip in _groups(topic, records, {} if schema_ids is None else schema_ids):
+        odd = rows
+        if schema is not None:
+            frame, odd = _decode_block(schema, records, rows, skip)
+            frames.append(frame)
+        if odd:
+            frame, faults = _decode_each(topic, records, odd, {} if schema_ids is None else schema_ids)
+            frames.append(frame)
             bad += faults
-        frames.append(frame)
     return _checked(_with_log_columns(pl.concat(frames), records), records, bad)
 
 
@@ -140,6 +132,8 @@ def _profile(topic: Topic, record: LogRecord, schema_ids: codec.SchemaIds | None
             raise DecodeError(Reason.MISSING_ID, "a tombstone without a key")
         if len(record.key) > ID_BYTES_MAX:
             raise DecodeError(Reason.OVERSIZE, f"the key is longer than {ID_BYTES_MAX} bytes")
+        if not 0 < record.timestamp <= TS_MS_MAX:
+            raise DecodeError(Reason.OUT_OF_RANGE, f"a tombstone's timestamp {record.timestamp} is not a time since 1970 in milliseconds")
         try:
             record.key.decode()
         except UnicodeDecodeError as error:
@@ -187,40 +181,20 @@ def _block_schema(topic: Topic, prefix: bytes, schema_ids: codec.SchemaIds) -> a
         schema = avro.BY_FINGERPRINT.get(prefix[2:])
     else:
         schema = schema_ids.get(int.from_bytes(prefix[1:])) if len(prefix) == 5 else None
-    if schema is None or avro.RECORDS.get(schema.name) not in topic.records:
+    if schema is None or avro.RECORDS.get(schema.name) not in topic.records or not avro.has_columns(schema):
         return None
     return schema if not avro.unreadable(schema.raw, avro.NEWEST[schema.name].raw) else None
 
 
-@lru_cache(maxsize=256)
-def _block_head(canonical: str) -> bytes:
-    """An Avro container's header for bodies of a schema, each followed by a mark."""
-    raw = json.loads(canonical)
-    mark = {"name": MARK, "type": {"type": "fixed", "name": MARK, "size": MARK_BYTES}}
-    head = io.BytesIO()
-    marked = fastavro.parse_schema({**raw, "fields": [*raw["fields"], mark]}, _force=True)
-    fastavro.writer(head, marked, [], codec="null", sync_marker=SYNC)
-    return head.getvalue()
-
-
-def _decode_block(schema: avro.Schema, records: Sequence[LogRecord], rows: list[int], skip: int) -> pl.DataFrame | None:
-    """The columns of a group, or None where it does not decode as a block."""
+def _decode_block(schema: avro.Schema, records: Sequence[LogRecord], rows: list[int], skip: int) -> tuple[pl.DataFrame, list[int]]:
+    """The columns of a group, and the rows of it that must be decoded one by one."""
     bodies = [(records[row].value or b"")[skip:] for row in rows]
-    # The mark is a hash of all the bodies: a body that contained it would have to contain a hash of itself.
-    nonce = hashlib.blake2b(b"".join(bodies), digest_size=MARK_BYTES - 4).digest()
-    marks = [nonce + number.to_bytes(4, "little") for number in range(len(rows))]
-    block = b"".join([part for pair in zip(bodies, marks, strict=True) for part in pair])
-    written = {field["name"]: field for field in schema.raw["fields"]}
-    columns = [name for name in EVENT_FIELDS if name in written]
-    head = _block_head(json.dumps(schema.raw))
-    container = b"".join((head, _varint(len(rows)), _varint(len(block)), block, SYNC))
-    try:
-        frame = polars_avro.read_avro(io.BytesIO(container), columns=[*columns, MARK])
-    except (polars_avro.AvroError, pl.exceptions.PolarsError):
-        return None
-    if frame[MARK].to_list() != marks:
-        return None
-    return _event_frame(schema.name, rows, frame.to_dict(as_series=True))
+    written = {field["name"] for field in schema.raw["fields"]}
+    columns, odd = avro.read_columns(schema, bodies, [name for name in EVENT_FIELDS if name in written])
+    frame = _event_frame(schema.name, rows, columns)
+    if not odd.any():
+        return frame, []
+    return frame.filter(pl.Series(~odd)), [rows[place] for place in odd.nonzero()[0]]
 
 
 def _decode_each(
@@ -276,13 +250,3 @@ def _checked(frame: pl.DataFrame, records: Sequence[LogRecord], bad: list[BadRec
         reason, detail, _ = FAULTS[fault]
         bad.append(BadRecord(records[row], reason, detail))
     return Events(frame.filter(~broken), bad)
-
-
-def _varint(number: int) -> bytes:
-    """Avro's long: zig-zag, seven bits a byte, low ones first."""
-    number <<= 1
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*out, number])

@@ -16,6 +16,8 @@ Long = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 ID_BYTES_MAX = 128
 #: A value longer than this (bytes) is dead-lettered unread. Larger lets one record hold up a whole batch.
 VALUE_BYTES_MAX = 262_144
+#: A dead letter may be this long (bytes, before compression): it carries a record of any length that Kafka took, and must itself be taken.
+LETTER_BYTES_MAX = 64 * 2**20
 #: Events this far ahead of their Kafka timestamp are dead-lettered (milliseconds). Larger lets one producer's clock
 #: push a ring past real history; smaller refuses honest clocks behind a slow NTP.
 CLOCK_SKEW_MS_MAX = 300_000

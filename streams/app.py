@@ -17,6 +17,7 @@ from online_store.ingest import Ingest
 from online_store.store import OnlineStore
 from schemas.errors import LogError, MillstreamError
 from schemas.features import Registry
+from schemas.records import LETTER_BYTES_MAX
 from schemas.topics import DEAD_LETTERS, SOURCES
 from streams.agents import add_agents
 from streams.schema_registry import schema_ids
@@ -32,8 +33,6 @@ SETTLE_S = 0.25
 HEALTH_CHECK_S = 0.2
 #: How long Kafka may take to say which topics it has (seconds), before a start is given up.
 KAFKA_ANSWER_S = 10.0
-#: Bytes of a dead letter, before compression: a record as long as Kafka takes it must fit with what a letter adds.
-LETTER_BYTES_MAX = 64 * 2**20
 #: How long an orderly stop may take (seconds); what is not done by then is safe to drop: the guards know.
 STOP_S = 10.0
 

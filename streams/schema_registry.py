@@ -16,6 +16,8 @@ from schemas.errors import LogError, SchemaError
 
 #: The registry's own code for a schema that it does not have; a bare 404 is a wrong URL, which must not dead-letter a whole topic.
 NOT_FOUND = 40403
+#: How the client tries again. A look-up holds up the whole worker: longer patience is its supervisor's.
+RETRIES = {"max.retries": 2, "retries.wait.ms": 100, "retries.max.wait.ms": 500}
 #: Schemas remembered, found or missed. Past it the oldest go: garbage that begins like an id must not fill the memory.
 SCHEMAS_COUNT_MAX = 10_000
 
@@ -28,7 +30,7 @@ class RegistrySchemas(Mapping[int | UUID, Schema]):
     def __init__(self, url: str) -> None:
         """Connects at the first look-up."""
         self._url = url
-        self._client = SchemaRegistryClient({"url": url})
+        self._client = SchemaRegistryClient({"url": url} | RETRIES)
         self._found: dict[int | UUID, Schema | None] = {}
 
     def __getitem__(self, schema_id: int | UUID) -> Schema:

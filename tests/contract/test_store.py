@@ -1,0 +1,458 @@
+"""What every online store does: the memory store and a real server pass one suite, and hold the same bytes."""
+
+import asyncio
+import subprocess
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from redis import asyncio as client
+
+from compose.local import store_answers, store_command
+from online_store.deltas import NOTHING, Deltas
+from online_store.keys import Entity, Generation, answer_key, guard_key, record_key, shard_of
+from online_store.memory import MemoryStore
+from online_store.record import ROW, layouts, read
+from online_store.redis import RedisStore
+from online_store.store import OnlineStore, Step
+from schemas.errors import SettingsError, StoreAwayError, StoreError
+from schemas.features import REGISTRY
+from schemas.topics import Source
+from tests.services import free_port
+from tests.worlds import NOW_MS, content, dump
+
+GENERATION = Generation(3, REGISTRY.fingerprint)
+SOURCE = Source("clicks", 5)
+LAYOUTS = layouts(REGISTRY)
+KINDS = list(LAYOUTS)
+
+
+@pytest.fixture(params=["memory", "redis"])
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[OnlineStore]:
+    """An empty store of each sort."""
+    made: OnlineStore = MemoryStore(REGISTRY) if request.param == "memory" else RedisStore(request.getfixturevalue("store_db"), REGISTRY)
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def redis_store(store_db: str) -> AsyncIterator[RedisStore]:
+    """An empty store on a server."""
+    made = RedisStore(store_db, REGISTRY)
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def server(store_db: str) -> AsyncIterator[Any]:
+    """The plain client of the server behind redis_store: for looking, and for breaking what stands there."""
+    made = client.Redis.from_url(store_db)
+    yield made
+    await made.aclose()
+
+
+@contextmanager
+def own_server(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A server of this test's own, which it may stop: its URL and process."""
+    port = free_port()
+    process = subprocess.Popen(store_command(folder / "valkey.conf", port), stdout=subprocess.DEVNULL)  # noqa: S603  # our own settings
+    try:
+        while not store_answers(port):
+            assert process.poll() is None
+        yield f"redis://127.0.0.1:{port}", process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def key(entity_id: str, kind: str = "item", generation: Generation = GENERATION) -> bytes:
+    """The key of one record."""
+    return record_key(generation, Entity("", kind, entity_id))
+
+
+def rows(*adds: tuple[int, int, tuple[int, int, int, int]], kind: str = "item") -> NDArray[Any]:
+    """Rows of deltas: place of the record, event time, what it adds."""
+    return np.array([(place, ts_ms // LAYOUTS[kind].tile_ms, *counts, ts_ms) for place, ts_ms, counts in adds], ROW)
+
+
+def impressions(*entity_ids: str) -> Deltas:
+    """One impression now for each of these items."""
+    added = rows(*((place, NOW_MS, (1, 0, 0, 0)) for place in range(len(entity_ids))))
+    return Deltas([key(entity_id) for entity_id in entity_ids], bytes([KINDS.index("item")]) * len(entity_ids), added, [])
+
+
+def random_deltas(random: Random, count: int) -> Deltas:
+    """Records of every kind with late and early rows, content of several ages, tombstones."""
+    kinds = [random.choice(KINDS) for _ in range(count)]
+    added, sections = [], []
+    for place, kind in enumerate(kinds):
+        for _ in range(random.randrange(6)):
+            ts_ms = NOW_MS - int(random.random() ** 4 * 50 * 86_400_000)
+            counts = tuple(random.randrange(4) for _ in range(3))
+            added.append((place, ts_ms // LAYOUTS[kind].tile_ms, *counts, random.randrange(2**40), ts_ms))
+        for _ in range(random.randrange(3)):
+            value = content(quality_score=random.random(), author_id=f"a{random.randrange(3)}") if random.random() < 0.7 else None
+            if kind == "item" or value is None:
+                ts_ms = NOW_MS - random.choice([0, 1, random.randrange(40 * 86_400_000)])
+                sections.append((place, LAYOUTS[kind].pack_static(value, random.randrange(3), ts_ms, random.randrange(5))))
+    random.shuffle(added)
+    keys = [key(str(random.randrange(30)), kind) + b":%d" % place for place, kind in enumerate(kinds)]
+    return Deltas(keys, bytes(KINDS.index(kind) for kind in kinds), np.array(added, ROW), sections)
+
+
+async def apply(store: OnlineStore, deltas: Deltas, expected: int = 0, following: int = 10, shard: int = 1) -> int:
+    """One step, and the guard after it."""
+    return (await store.apply(GENERATION, SOURCE, following, [Step(shard, expected, deltas)]))[0]
+
+
+async def guard(store: OnlineStore, shard: int = 1) -> int:
+    """Where one shard's guard stands."""
+    return int((await store.guards(GENERATION, [SOURCE]))[0, shard])
+
+
+async def counted(store: OnlineStore, entity_id: str) -> int:
+    """Impressions of one item in the shortest window."""
+    return int(read(LAYOUTS["item"], await store.read([key(entity_id)]), NOW_MS).counts[0, 0, 0])
+
+
+async def test_a_step_writes_its_records_and_moves_the_guard(store: OnlineStore) -> None:
+    """Both or neither; here both."""
+    moved = await apply(store, impressions("a", "b"))
+
+    assert (moved, await guard(store), await counted(store, "a"), await counted(store, "b")) == (10, 10, 1, 1)
+
+
+async def test_a_step_without_records_moves_the_guard(store: OnlineStore) -> None:
+    """A shard that a batch has nothing for has applied it all the same."""
+    moved = await apply(store, NOTHING)
+
+    assert (moved, await guard(store)) == (10, 10)
+
+
+async def test_a_step_adds_to_what_stands(store: OnlineStore) -> None:
+    """From one batch to the next."""
+    await apply(store, impressions("a"))
+    await apply(store, impressions("a", "a2"), 10, 20)
+
+    assert (await counted(store, "a"), await counted(store, "a2"), await guard(store)) == (2, 1, 20)
+
+
+@pytest.mark.parametrize("expected", [0, 9, 11])
+async def test_a_step_with_the_wrong_guard_changes_nothing_and_tells_what_stands(store: OnlineStore, expected: int) -> None:
+    """Delivered again, from a zombie, or ahead of its turn."""
+    await apply(store, impressions("a"))
+    before = await store.read([key("a"), key("b")])
+
+    told = await apply(store, impressions("a", "b"), expected, 30)
+
+    assert (told, await guard(store), await store.read([key("a"), key("b")])) == (10, 10, before)
+
+
+async def test_each_step_of_a_call_stands_for_itself(store: OnlineStore) -> None:
+    """One shard is ahead, the other is not."""
+    await apply(store, impressions("a"), shard=1)
+
+    told = await store.apply(GENERATION, SOURCE, 10, [Step(1, 0, impressions("a")), Step(2, 0, impressions("b"))])
+
+    assert (told, await counted(store, "a"), await counted(store, "b")) == ([10, 10], 1, 1)
+
+
+async def test_a_call_without_steps_does_nothing(store: OnlineStore) -> None:
+    """A batch may touch no shard."""
+    assert await store.apply(GENERATION, SOURCE, 10, []) == []
+
+
+async def test_guards_of_sources_and_generations_are_their_own(store: OnlineStore) -> None:
+    """Another partition, another topic, another generation: each counts by itself."""
+    await apply(store, NOTHING)
+    others = [Source("clicks", 6), Source("impressions", 5)]
+
+    here, there = await store.guards(GENERATION, [SOURCE, *others]), await store.guards(Generation(4, ""), [SOURCE])
+
+    assert (here[:, 1].tolist(), there.max()) == ([10, 0, 0], 0)
+
+
+async def test_guards_are_a_table_of_sources_and_shards(store: OnlineStore) -> None:
+    """int64 [sources, shards], 0 where none stands."""
+    await apply(store, NOTHING, shard=63)
+
+    found = await store.guards(GENERATION, [Source("users", 0), SOURCE])
+
+    assert [found.shape, found.dtype, found.sum(), found[1, 63]] == [(2, 64), np.int64, 10, 10]
+
+
+async def test_no_sources_have_no_guards(store: OnlineStore) -> None:
+    """A worker without partitions."""
+    assert (await store.guards(GENERATION, [])).shape == (0, 64)
+
+
+async def test_an_offset_may_be_large(store: OnlineStore) -> None:
+    """Past what a float of 32 bits, and an int of 32 bits, can hold."""
+    following = 2**52 + 1
+
+    assert (await apply(store, NOTHING, following=following), await guard(store)) == (following, following)
+
+
+async def test_values_are_read_in_the_order_of_their_keys(store: OnlineStore) -> None:
+    """None where there is none; a key may be asked for twice."""
+    await apply(store, impressions("a", "b"))
+
+    a, missing, b, again = await store.read([key("a"), key("missing"), key("b"), key("a")])
+
+    assert (missing, a is not None, a == again, b is not None) == (None, True, True, True)
+
+
+async def test_reading_no_keys_gives_no_values(store: OnlineStore) -> None:
+    """A request without candidates."""
+    assert await store.read([]) == []
+
+
+async def test_an_empty_store_has_no_generation(store: OnlineStore) -> None:
+    """Readers must say so, not read nothing for ever."""
+    assert await store.current() is None
+
+
+async def test_the_first_generation_that_begins_is_current(store: OnlineStore) -> None:
+    """A second one is told which stands."""
+    begun = [await store.begin(GENERATION), await store.begin(Generation(4, "other"))]
+
+    assert (begun, await store.current()) == ([GENERATION, GENERATION], GENERATION)
+
+
+async def test_records_are_listed_each_once(store: OnlineStore) -> None:
+    """Of this generation only; guards, answers and the pointer are no records, whatever their names hold."""
+    await store.begin(GENERATION)
+    await apply(store, impressions("a", "x:features:{g4.1}:y", "b"))
+    other = Deltas(
+        [key("x:features:{g3.1}:y", generation=Generation(4, ""))], bytes([KINDS.index("item")]), rows((0, NOW_MS, (1, 0, 0, 0))), []
+    )
+    await store.apply(Generation(4, ""), SOURCE, 10, [Step(1, 0, other)])
+    await store.keep_answer(answer_key("", "x:features:{g3.1}:y"), b"answer", 60_000)
+
+    found = sorted([name async for name in store.records(GENERATION)])
+
+    assert found == sorted([key("a"), key("b"), key("x:features:{g4.1}:y")])
+
+
+async def test_many_records_are_listed_completely(store: OnlineStore) -> None:
+    """More than one look at the key space."""
+    entity_ids = [str(number) for number in range(3_000)]
+    await apply(store, impressions(*entity_ids))
+
+    found = [name async for name in store.records(GENERATION)]
+
+    assert (len(found), set(found)) == (3_000, {key(entity_id) for entity_id in entity_ids})
+
+
+async def test_the_first_answer_is_kept(store: OnlineStore) -> None:
+    """A repeated request gets the same bytes."""
+    kept = [await store.keep_answer(answer_key("t", "r"), answer, 60_000) for answer in (b"first", b"second")]
+
+    assert kept == [b"first", b"first"]
+
+
+async def test_an_emptied_store_has_neither_guards_nor_records(store: OnlineStore) -> None:
+    """The offset lives with the data and goes with it: a step that expects more is refused."""
+    await apply(store, impressions("a"))
+    await emptied(store)
+
+    told = await apply(store, impressions("a"), 10, 20)
+
+    assert (told, await guard(store), await store.read([key("a")]), await store.current()) == (0, 0, [None], None)
+
+
+async def emptied(store: OnlineStore) -> None:
+    """Lose everything, as a store does that comes back without its disk."""
+    if isinstance(store, MemoryStore):
+        await store.clear()
+    else:
+        await store._client.flushdb()  # type: ignore[attr-defined]  # noqa: SLF001  # no store offers this
+
+
+MALFORMED: dict[str, Deltas] = {
+    "a kind too few": Deltas([key("a"), key("b")], bytes([KINDS.index("item")]), rows((0, NOW_MS, (1, 0, 0, 0))), []),
+    "a kind that is none": Deltas([key("a")], b"\x09", rows((0, NOW_MS, (1, 0, 0, 0))), []),
+    "a row for a record outside": Deltas(
+        [key("a")], bytes([KINDS.index("item")]), rows((0, NOW_MS, (1, 0, 0, 0)), (1, NOW_MS, (1, 0, 0, 0))), []
+    ),
+    "a section for a record outside": Deltas(
+        [key("a")], bytes([KINDS.index("item")]), rows((0, NOW_MS, (1, 0, 0, 0))), [(7, LAYOUTS["item"].pack_static(None, 0, NOW_MS, 1))]
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", MALFORMED)
+async def test_deltas_that_do_not_fit_change_nothing(store: OnlineStore, fault: str) -> None:
+    """All is checked before the first write: the store does not undo half a step."""
+    await apply(store, impressions("a"))
+    before = await store.read([key("a"), key("b")])
+
+    with pytest.raises(StoreError):
+        await apply(store, MALFORMED[fault], 10, 20)
+
+    assert (await store.read([key("a"), key("b")]), await guard(store)) == (before, 10)
+
+
+@pytest.mark.parametrize("cut", [1, 3, 4, 20])
+async def test_a_static_section_that_is_cut_changes_nothing(redis_store: RedisStore, cut: int) -> None:
+    """As bytes that were lost on the way would be."""
+    section = LAYOUTS["item"].pack_static(content(), 0, NOW_MS, 1)
+    whole = impressions("a")
+    short = Deltas(whole.keys, whole.kinds, whole.rows, [(0, np.frombuffer(section.tobytes()[:-cut], np.uint8))])
+
+    with pytest.raises(StoreError):
+        await apply(redis_store, short)
+
+    assert (await redis_store.read([key("a")]), await guard(redis_store)) == ([None], 0)
+
+
+@pytest.mark.parametrize("value", [b"", b"\1short", b"\2" + LAYOUTS["item"].blank[1:], LAYOUTS["item"].blank + b"\0"])
+async def test_a_value_that_is_no_record_is_not_overwritten(redis_store: RedisStore, server: Any, value: bytes) -> None:  # noqa: ANN401  # untyped client
+    """It was written for another registry or version: the step fails, the record before it is not written either."""
+    await server.set(key("b"), value)
+
+    with pytest.raises(StoreError):
+        await apply(redis_store, impressions("a", "b", "c"))
+
+    assert (await redis_store.read([key("a"), key("b"), key("c")]), await guard(redis_store)) == ([None, value, None], 0)
+
+
+async def test_a_key_of_another_type_changes_nothing(redis_store: RedisStore, server: Any) -> None:  # noqa: ANN401  # untyped client
+    """Somebody else's list under our name."""
+    await server.rpush(key("b"), b"x")
+
+    with pytest.raises(StoreError):
+        await apply(redis_store, impressions("a", "b"))
+
+    assert (await server.exists(key("a")), await guard(redis_store)) == (0, 0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_both_stores_hold_the_same_bytes(redis_store: RedisStore, seed: int) -> None:
+    """The script on the server and its statement in Python agree after the same deltas, whatever they are."""
+    random, memory = Random(seed), MemoryStore(REGISTRY)
+    await memory.begin(GENERATION)
+    await redis_store.begin(GENERATION)
+    batches = [random_deltas(random, 40) for _ in range(10)]
+
+    for store in (memory, redis_store):
+        for number, deltas in enumerate(batches):
+            await apply(store, deltas, number * 10, number * 10 + 10)
+
+    assert await dump(memory) == await dump(redis_store)
+
+
+async def test_concurrent_writers_apply_a_batch_once(redis_store: RedisStore) -> None:
+    """Twenty of them, one guard."""
+    told = await asyncio.gather(*(apply(redis_store, impressions("a")) for _ in range(20)))
+
+    assert (set(told), await counted(redis_store, "a")) == ({10}, 1)
+
+
+async def test_a_time_to_live_never_cuts_a_window_short(redis_store: RedisStore, server: Any) -> None:  # noqa: ANN401  # untyped client
+    """The lowest of 10,000 is over the longest window; they are spread, so that what was written together does not expire together."""
+    await apply(redis_store, impressions(*(f"item-{number}" for number in range(10_000))))
+    pipeline = server.pipeline(transaction=False)
+    for number in range(10_000):
+        pipeline.pttl(key(f"item-{number}"))
+
+    left_ms = await pipeline.execute()
+
+    longest_ms = max(window.span_ms for window in LAYOUTS["item"].windows)
+    assert (min(left_ms) > longest_ms, max(left_ms) / min(left_ms) > 1.3, len(set(left_ms)) > 5_000) == (True, True, True)
+
+
+async def test_a_write_draws_a_new_time_to_live(redis_store: RedisStore, server: Any) -> None:  # noqa: ANN401  # untyped client
+    """Records that are written together again and again drift apart."""
+    left_ms = []
+    for number in range(5):
+        await apply(redis_store, impressions("a"), number * 10, number * 10 + 10)
+        left_ms.append(await server.pttl(key("a")))
+
+    assert max(left_ms) - min(left_ms) > 60_000
+
+
+async def test_guards_do_not_expire(redis_store: RedisStore, server: Any) -> None:  # noqa: ANN401  # untyped client
+    """A partition may be quiet for a year."""
+    await apply(redis_store, impressions("a"))
+
+    assert await server.pttl(guard_key(GENERATION, 1)) == -1
+
+
+async def test_an_answer_expires(redis_store: RedisStore, server: Any) -> None:  # noqa: ANN401  # untyped client
+    """After the time it was kept for."""
+    await redis_store.keep_answer(answer_key("", "r"), b"x", 60_000)
+
+    assert 0 < await server.pttl(answer_key("", "r")) <= 60_000
+
+
+async def test_a_server_that_forgot_the_script_gets_it_again(redis_store: RedisStore, server: Any) -> None:  # noqa: ANN401  # untyped client
+    """A restart or SCRIPT FLUSH costs one round trip."""
+    await apply(redis_store, impressions("a"))
+    await server.script_flush()
+
+    moved = await apply(redis_store, impressions("a"), 10, 20)
+
+    assert (moved, await counted(redis_store, "a")) == (20, 2)
+
+
+async def test_a_stopped_server_is_away_in_every_call(tmp_path: Path) -> None:
+    """Worth another try, says the error; it is neither a crash nor a wait without end."""
+    with own_server(tmp_path) as (url, process):
+        store = RedisStore(url, REGISTRY, timeout_s=1.0)
+        await apply(store, impressions("a"))
+        process.kill()
+        process.wait()
+
+        calls = {
+            "apply": apply(store, impressions("a"), 10, 20),
+            "guards": store.guards(GENERATION, [SOURCE]),
+            "read": store.read([key("a")]),
+            "current": store.current(),
+            "begin": store.begin(GENERATION),
+            "keep_answer": store.keep_answer(b"answer", b"x", 1_000),
+            "records": listed(store),
+        }
+        async with asyncio.timeout(60):
+            answers: Sequence[object] = await asyncio.gather(*calls.values(), return_exceptions=True)
+        await store.close()
+
+    assert {name: type(answer) for name, answer in zip(calls, answers, strict=True)} == dict.fromkeys(calls, StoreAwayError)
+
+
+async def listed(store: OnlineStore) -> list[bytes]:
+    """Every record's key."""
+    return [name async for name in store.records(GENERATION)]
+
+
+async def test_a_store_that_is_full_is_away_and_changes_nothing(tmp_path: Path) -> None:
+    """An operator can make room: the batch is tried again, and counts once."""
+    with own_server(tmp_path) as (url, _):
+        store, plain = RedisStore(url, REGISTRY), client.Redis.from_url(url)
+        await plain.config_set("maxmemory", "1mb")
+        with pytest.raises(StoreAwayError):
+            await apply(store, impressions(*map(str, range(1_000))))
+        await plain.config_set("maxmemory", "0")
+
+        moved = await apply(store, impressions("1"))
+
+        assert (moved, await counted(store, "1"), await counted(store, "2")) == (10, 1, 0)
+        await plain.aclose()
+        await store.close()
+
+
+@pytest.mark.parametrize("url", ["localhost:6379", "http://localhost", "redis://localhost:port"])
+def test_a_url_that_is_none_is_a_wrong_setting(url: str) -> None:
+    """Named with its value, before the first call."""
+    with pytest.raises(SettingsError, match=url):
+        RedisStore(url, REGISTRY)
+
+
+def test_the_shard_of_an_entity_is_one_of_the_generations() -> None:
+    """Whatever their number."""
+    assert {shard_of("", str(number), 4) for number in range(200)} == {0, 1, 2, 3}

@@ -1,0 +1,1 @@
+"""Bytes that must never change, each frozen in a file under data/."""

@@ -1,0 +1,300 @@
+"""The ranking worker on Kafka: what goes out for what came in, whatever stops in between."""
+
+import asyncio
+import itertools
+import json
+import os
+import signal
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+from compose import topics
+from compose.local import Server
+from online_store.redis import RedisStore
+from schemas import codec
+from schemas.features import REGISTRY
+from schemas.records import DeadLetter, Degraded, RankRequest, RankResponse, RankTelemetry, Reason
+from schemas.topics import DEAD_LETTERS, RANK_RESPONSES, RANK_TELEMETRY, StoredRecord
+from tests import rankers
+from tests.rankers import ITEMS
+from tests.services import free_port
+from tests.workers import Process, command, committed, ends, log_records, own_store, send, wait_until
+
+CORRELATION, TRACE, REPLY_TOPIC, REPLY_PARTITION = "kafka_correlationId", "traceparent", "kafka_replyTopic", "kafka_replyPartition"
+#: Request ids that no other test uses.
+NUMBERS = itertools.count()
+
+
+class World(NamedTuple):
+    """Topics of this module's own, a store with a past that a test may stop, and a model."""
+
+    kafka_bootstrap: str
+    prefix: str
+    store: Server
+    start_store: Callable[[], None]
+    settings: dict[str, str]
+
+    @property
+    def replies(self) -> str:
+        """The topic that requests may name for their answers, of three partitions."""
+        return f"{self.prefix}replies"
+
+    def send(self, *requests: RankRequest | bytes, headers: tuple[tuple[str, bytes], ...] = ()) -> None:
+        """Send requests, or bytes in their place."""
+        values = [codec.encode(each) if isinstance(each, RankRequest) else each for each in requests]
+        topic = f"{self.prefix}rank-requests"
+        send(self.kafka_bootstrap, [(topic, b"u1", value) for value in values], headers=list(headers), **{"message.max.bytes": 2_000_000})
+
+    def records(self, topic: str) -> list[StoredRecord]:
+        """Everything that one of the topics holds."""
+        return log_records(self.kafka_bootstrap, self.prefix + topic)
+
+    def responses(self, topic: str = "rank-responses") -> dict[str, list[StoredRecord]]:
+        """Every answer so far, by request."""
+        found: dict[str, list[StoredRecord]] = {}
+        for record in self.records(topic):
+            found.setdefault(response(record).request_id, []).append(record)
+        return found
+
+    def answers(self, *request_ids: str, topic: str = "rank-responses", count: int = 1) -> list[StoredRecord]:
+        """The newest answer to each request, once each has as many as `count`."""
+        wait_until(
+            lambda: all(len(self.responses(topic).get(name, ())) >= count for name in request_ids), lambda: list(self.responses(topic))
+        )
+        return [self.responses(topic)[name][-1] for name in request_ids]
+
+    def ask(self, *requests: RankRequest, headers: tuple[tuple[str, bytes], ...] = (), topic: str = "rank-responses") -> list[StoredRecord]:
+        """Send requests and return their answers."""
+        self.send(*requests, headers=headers)
+        return self.answers(*(each.request_id for each in requests), topic=topic)
+
+
+def response(record: StoredRecord) -> RankResponse:
+    found = codec.decode(RANK_RESPONSES, record.value)
+    assert isinstance(found, RankResponse)
+    return found
+
+
+def request(*candidates: str, **rest: object) -> RankRequest:
+    return rankers.request(*candidates, **{"request_id": f"q{next(NUMBERS)}", "ts_ms": time.time_ns() // 1_000_000, **rest})
+
+
+def late_request(ahead_ms: int) -> bytes:
+    return codec.encode(request(ts_ms=time.time_ns() // 1_000_000 + ahead_ms))
+
+
+async def fill(url: str) -> None:
+    store = RedisStore(url, REGISTRY)
+    await rankers.fill(store, time.time_ns() // 1_000_000 - 120_000)
+    await store.close()
+
+
+@pytest.fixture(scope="module")
+def world(kafka_bootstrap: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """Everything but the worker."""
+    folder, prefix = tmp_path_factory.mktemp("rank"), f"rank{time.time_ns()}-"
+    topics.create(kafka_bootstrap, prefix, partitions=2)
+    admin = AdminClient({"bootstrap.servers": kafka_bootstrap})
+    admin.create_topics([NewTopic(f"{prefix}replies", 3, 1)])[f"{prefix}replies"].result(20)
+    rankers.trained(folder / "models")
+    with own_store(folder) as (store, start, url):
+        asyncio.run(fill(url))
+        settings = {"kafka_bootstrap": kafka_bootstrap, "topic_prefix": prefix, "store_url": url, "models_uri": str(folder / "models")}
+        yield World(kafka_bootstrap, prefix, store, start, {**settings, "reply_topics": f"{prefix}replies", "group_id": "rank"})
+
+
+@contextmanager
+def serving(world: World, folder: Path, **settings: str) -> Iterator[Process]:
+    """`millstream serve`, once it answers."""
+    with command(folder, "serve", **{**world.settings, **settings}) as worker:
+        wait_until(lambda: worker.said("serve is up"))
+        yield worker
+
+
+@pytest.fixture(scope="module")
+def worker(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """The worker that most tests here ask; it must still be there in the end."""
+    with serving(world, tmp_path_factory.mktemp("worker")) as running:
+        yield running
+        assert running.alive, running.log
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_request_gets_a_response_and_telemetry(world: World) -> None:
+    """The answer goes to rank-responses under the user's key, what was served to rank-telemetry under the request's."""
+    asked = request(k=3)
+    (answer,) = world.ask(asked)
+    (told,) = [record for record in world.records("rank-telemetry") if record.key == asked.request_id.encode()]
+    telemetry = codec.decode(RANK_TELEMETRY, told.value)
+    assert isinstance(telemetry, RankTelemetry)
+
+    assert (answer.key, response(answer).degraded, len(response(answer).ranked_items)) == (b"u1", Degraded.NONE, 3)
+    assert [item.item_id for item in telemetry.items] == [item.item_id for item in response(answer).ranked_items]
+
+
+@pytest.mark.usefixtures("worker")
+def test_an_answer_goes_where_the_request_asks(world: World) -> None:
+    """An allowed topic, its partition, and the caller's correlation and trace ids are honoured."""
+    carried = ((CORRELATION, b"\x01\x02"), (TRACE, b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"))
+    headers = ((REPLY_TOPIC, world.replies.encode()), (REPLY_PARTITION, (2).to_bytes(4)), ("other", b"stays behind"), *carried)
+    asked = request()
+    (answer,) = world.ask(asked, headers=headers, topic="replies")
+    (told,) = [record for record in world.records("rank-telemetry") if record.key == asked.request_id.encode()]
+
+    assert (answer.partition, answer.headers, told.headers) == (2, carried, carried[1:])
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_topic_that_is_not_allowed_gets_nothing(world: World) -> None:
+    """A request cannot write into other people's topics: its answer goes where all answers go."""
+    (answer,) = world.ask(request(), headers=((REPLY_TOPIC, f"{world.prefix}users".encode()), (CORRELATION, b"c")))
+
+    assert (answer.headers, world.records("users")) == (((CORRELATION, b"c"),), [])
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize("partition", [(3).to_bytes(4), b"\xff\xff\xff\xff", b"\x01", b"12345678", b""])
+def test_a_partition_that_is_not_there_stops_nobody(world: World, partition: bytes) -> None:
+    """One client's wrong header costs it the partition, and nobody the worker."""
+    headers = ((REPLY_TOPIC, world.replies.encode()), (REPLY_PARTITION, partition))
+
+    assert len(world.ask(request(), headers=headers, topic="replies")) == 1
+
+
+BAD: dict[str, tuple[Callable[[], bytes], Reason]] = {
+    "no candidates": (
+        lambda: codec.encode_json(request()).replace(json.dumps(ITEMS, separators=(",", ":")).encode(), b"[]"),
+        Reason.OUT_OF_RANGE,
+    ),
+    "too many candidates": (lambda: codec.encode(request(*[f"i{n}" for n in range(201)])), Reason.OUT_OF_RANGE),
+    "nothing wanted": (lambda: codec.encode(request(k=0)), Reason.OUT_OF_RANGE),
+    "an id too long": (lambda: codec.encode(request(user_id="u" * 129)), Reason.OVERSIZE),
+    "a candidate too long": (lambda: codec.encode(request("i" * 129)), Reason.OVERSIZE),
+    "no user": (lambda: codec.encode(request(user_id="")), Reason.MISSING_ID),
+    "JSON cut short": (lambda: codec.encode_json(request())[:-1], Reason.MALFORMED),
+    "a word for a number": (lambda: codec.encode_json(request()).replace(b'"k":200', b'"k":"all"'), Reason.WRONG_TYPE),
+    "six minutes ahead": (lambda: late_request(360_000), Reason.FUTURE_DATED),
+    "six minutes ago": (lambda: late_request(-360_000), Reason.OUT_OF_RANGE),
+    "as long as Kafka takes it": (lambda: os.urandom(1_048_400), Reason.OVERSIZE),
+}
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_request_is_a_dead_letter_and_the_loop_goes_on(world: World, name: str) -> None:
+    """Its bytes and its reason are in dead-letters, and the request behind it is answered."""
+    make, reason = BAD[name]
+    value, good = make(), request()
+    world.send(value, codec.encode(good))
+    world.answers(good.request_id)
+    letters = [codec.decode(DEAD_LETTERS, record.value) for record in world.records("dead-letters")]
+
+    assert [letter.reason for letter in letters if isinstance(letter, DeadLetter) and letter.value == value] == [reason]
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_request_sent_twice_gets_the_same_bytes(world: World) -> None:
+    """Every delivery is answered, each time with the first answer."""
+    asked = request()
+    world.send(asked, asked)
+    world.send(asked)
+    world.answers(asked.request_id, count=3)
+
+    assert len({record.value for record in world.responses()[asked.request_id]}) == 1
+
+
+@pytest.mark.usefixtures("worker")
+def test_another_worker_repeats_every_answer(world: World, tmp_path: Path) -> None:
+    """A worker that reads all requests again, as after a crash before the commit, gives every one its first answer."""
+    world.ask(*(request() for _ in range(5)))
+    before = {name: records[0].value for name, records in world.responses().items()}
+    with serving(world, tmp_path, group_id="again"):
+        world.answers(*before, count=2)
+    after = {name: {record.value for record in records} for name, records in world.responses().items()}
+
+    assert after == {name: {value} for name, value in before.items()}
+
+
+def test_a_worker_ends_in_order(world: World, tmp_path: Path) -> None:
+    """After SIGTERM the exit code is 0, and what was answered is committed."""
+    with serving(world, tmp_path, group_id="ends") as worker:
+        world.ask(request())
+        code = worker.stop()
+    found = committed(world.kafka_bootstrap, world.prefix, "ends-serve", ["rank-requests"])
+
+    assert (code, found) == (0, {place: end for place, end in ends(world.kafka_bootstrap, world.prefix, ["rank-requests"]).items() if end})
+
+
+def test_workers_come_and_go_and_every_request_is_answered(world: World, tmp_path: Path) -> None:
+    """Partitions change hands in the middle of the stream: nobody fails over them, and nothing is left unanswered."""
+    asked: list[RankRequest] = []
+
+    def some() -> None:
+        for _ in range(10):
+            asked.append(request())
+            world.send(asked[-1])
+
+    with serving(world, tmp_path, group_id="two") as first:
+        some()
+        with serving(world, tmp_path, group_id="two") as second:
+            some()
+            time.sleep(0.5)
+            some()
+            code = first.stop()
+            some()
+            world.answers(*(each.request_id for each in asked))
+            codes = (code, second.stop())
+
+    assert codes == (0, 0)
+
+
+def test_a_store_that_is_away_or_hangs_costs_the_full_answer_only(world: World, tmp_path: Path) -> None:
+    """Requests are answered in time, saying how far they fell back; when the store is back, in full, and nobody gets another's answer."""
+    with serving(world, tmp_path, group_id="away"):
+        before = world.ask(request())
+        pid = (world.store.process() or (0, 0))[0]
+        os.kill(pid, signal.SIGSTOP)
+        hung = world.ask(*(request("i1", "i3", deadline_ms=None) for _ in range(5)))
+        os.kill(pid, signal.SIGCONT)
+        world.store.stop()
+        gone = world.ask(*(request("i1", "x", deadline_ms=None) for _ in range(5)))
+        world.start_store()
+        wait_until(lambda: response(world.ask(request())[0]).degraded == Degraded.NONE)
+        after = world.ask(*(request(f"n{number}", ITEMS[number]) for number in range(5)))
+    found = [{response(record).degraded for record in records} for records in (before, hung, gone, after)]
+    slates = [{item.item_id for item in response(record).ranked_items} for record in after]
+
+    assert (found, slates) == ([{"NONE"}, {"POPULARITY"}, {"POPULARITY"}, {"NONE"}], [{f"n{number}", ITEMS[number]} for number in range(5)])
+    assert max(response(record).latency_ms for record in (*hung, *gone)) < 80
+
+
+def test_metrics_tell_of_requests_and_lag(world: World, tmp_path: Path) -> None:
+    """A worker with a metrics port says there how many it answered, how, and how many wait."""
+    port = free_port()
+    with serving(world, tmp_path, group_id="metrics", metrics_port=str(port)):
+        world.ask(request())
+
+        def page() -> str:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+                return str(answer.read().decode())
+
+        wait_until(lambda: 'millstream_rank_lag_records{partition="0"} 0.0' in page(), page)
+        found = page()
+
+    assert 'millstream_rank_requests_total{degraded="NONE"}' in found
+
+
+def test_missing_topics_are_named(world: World, tmp_path: Path) -> None:
+    """A reply topic that is not there is said at the start, not when the first request names it."""
+    with command(tmp_path, "serve", **{**world.settings, "reply_topics": "nowhere"}) as worker:
+        code = worker.exit_code()
+
+    assert (code, "has no topic nowhere" in worker.log) == (2, True)

@@ -1,0 +1,350 @@
+"""Counts are exact: stream == replay == oracle, whatever happens to workers, batches and the store on the way.
+
+A log is drawn: several partitions of the four source topics, tenants, late events, tombstones, bad records. A life is drawn: who reads
+how many rows next, who crashes, who works on without knowing that another took over, when the store comes back empty.
+"""
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, target
+from hypothesis import strategies as st
+
+from online_store.ingest import Ingest
+from online_store.keys import Entity, record_key
+from online_store.memory import MemoryStore
+from online_store.record import layouts, pack_field, read
+from schemas import avro
+from schemas.features import FORMULAS, REGISTRY, Feature, Registry, category, number
+from schemas.records import Content, User
+from schemas.topics import Batch, Source
+from schemas.windows import DAY_MS, HOUR_MS, LATENESS_MS, MINUTE_MS
+from tests.oracle import Entity as Named
+from tests.oracle import Oracle, Windows
+from tests.verify import compare
+from tests.worlds import NOW_MS, SCHEMA_IDS, WIRES, Log, click, content, dump, dwell, impression, raw, replay, replayed, user
+
+USERS, ITEMS, TENANTS, MODELS = ("u1", "u2", "ü:3"), ("i1", "i2", "i3"), ("", "", "acme"), (None, "m1", "m2", "")
+BAD_VALUES = (b"", b"noise", b"{}", b'{"user_id": 7}', b"\xc3\x01" + bytes(12), b"\0\0\0\0\x01abc", b"\xff" * 40)
+
+#: When something happened: within the hour, at the edge of tiles, days and weeks late.
+AGES_MS = st.one_of(
+    st.integers(0, HOUR_MS),
+    st.sampled_from([0, 1, 5 * MINUTE_MS, HOUR_MS, 3 * HOUR_MS, DAY_MS, 3 * DAY_MS, 7 * DAY_MS, 30 * DAY_MS]),
+    st.integers(0, 45 * DAY_MS),
+)
+EVENTS = ("impression", "impression", "impression", "click", "click", "dwell", "content", "user", "forget item", "forget user", "bad")
+
+
+def windows_of(registry: Registry) -> Windows:
+    """A registry's windows as the oracle takes them."""
+    return {kind: {window.name: (window.span_ms, window.hop_ms) for window in registry.windows(kind)} for kind in registry.kinds}
+
+
+def oracle_of(log: Log, registry: Registry = REGISTRY) -> Oracle:
+    """What a log says."""
+    return Oracle(log, windows_of(registry), schemas={number_: schema.raw for number_, schema in SCHEMA_IDS.items()})
+
+
+@st.composite
+def logs(draw: st.DrawFn, size_max: int = 40) -> Log:
+    """A log of up to size_max records; a record's Kafka timestamp is up to a minute off its own time."""
+    log = Log(gap=draw(st.sampled_from([0, 0, 1])))
+    for _ in range(draw(st.integers(1, size_max))):
+        _append(draw, log, draw(st.sampled_from(EVENTS)))
+    return log
+
+
+def _append(draw: st.DrawFn, log: Log, event: str) -> None:
+    ts_ms = NOW_MS - draw(AGES_MS)
+    place = {"partition": draw(st.integers(0, 1)), "timestamp": max(ts_ms + draw(st.sampled_from([0, -60_000, 60_000])), 1)}
+    user_id, item_id, tenant = draw(st.sampled_from(USERS)), draw(st.sampled_from(ITEMS)), draw(st.sampled_from(TENANTS))
+    wire = draw(st.sampled_from(WIRES))
+    named: dict[str, Any] = {"user_id": user_id, "item_id": item_id, "ts_ms": ts_ms, "tenant": tenant}
+    if event == "impression":
+        log.add(impression(**named, model_version=draw(st.sampled_from(MODELS))), **place, wire=wire)
+    elif event == "click":
+        dwell_ms = draw(st.sampled_from([None, 0, 1_500, 86_400_000, 86_400_001]))
+        log.add(click(**named, dwell_ms=dwell_ms, model_version=draw(st.sampled_from(MODELS))), **place, wire=wire)
+    elif event == "dwell":
+        log.add(dwell(**named, dwell_ms=draw(st.integers(-1, 10**7)), model_version=draw(st.sampled_from(MODELS))), **place, wire=wire)
+    elif event == "content":
+        tags = draw(st.lists(st.sampled_from("abcdef"), max_size=6))
+        said = {"quality_score": draw(st.none() | st.sampled_from([0.1, 1e300])), "attributes": {"price": draw(st.floats(-9, 9))}}
+        log.add(content(item_id, ts_ms, author_id=draw(st.sampled_from("xyz")), topic_tags=tags, tenant=tenant, **said), **place, wire=wire)
+    elif event == "user":
+        log.add(user(user_id, ts_ms, created_at_ms=draw(st.sampled_from([0, 5, NOW_MS])), tenant=tenant), **place, wire=wire)
+    elif event == "bad":
+        topic, value = draw(st.sampled_from(["impressions", "clicks", "content", "users"])), draw(st.sampled_from(BAD_VALUES))
+        log.append(raw(value, topic)._replace(partition=place["partition"]))
+    else:
+        topic, key = ("content", item_id) if event == "forget item" else ("users", user_id)
+        log.forget(topic, draw(st.sampled_from([key.encode(), key.encode(), None, b"\xff"])), **place)
+
+
+@dataclass(slots=True)
+class Life:
+    """One store, and the workers that come and go over it.
+
+    workers: the last one is alive; those before it lost their partitions and may not know it yet.
+    """
+
+    log: Log
+    store: MemoryStore
+    workers: list[Ingest] = field(default_factory=list)
+    positions: list[dict[Source, int]] = field(default_factory=list)
+    taken: list[Batch] = field(default_factory=list)
+
+    async def hire(self) -> None:
+        """A new worker takes over and reads on from the guards."""
+        worker = Ingest(self.store, REGISTRY, SCHEMA_IDS)
+        self.positions.append(await worker.positions(self.log.sources))
+        self.workers.append(worker)
+
+    async def read(self, worker: int, source: Source, rows_max: int) -> None:
+        """A worker takes what comes next, as streams.worker does."""
+        batch = self.log.fetch(source, self.positions[worker][source], rows_max)
+        if batch is not None:
+            self.taken.append(batch)
+            await self.apply(worker, batch)
+
+    async def apply(self, worker: int, batch: Batch) -> None:
+        """A worker is handed a batch, due or not."""
+        ingest = self.workers[worker]
+        self.positions[worker][batch.source] = await ingest.apply(ingest.decode(batch))
+
+    async def act(self, action: str, pick: random.Random) -> None:
+        """One thing happens."""
+        worker, source, rows_max = pick.randrange(len(self.workers)), pick.choice(self.log.sources), pick.randint(1, 12)
+        if action == "hire":
+            await self.hire()
+        elif action == "read":
+            await self.read(len(self.workers) - 1, source, rows_max)
+        elif action == "zombie reads":
+            await self.read(worker, source, rows_max)
+        elif action == "redeliver" and self.taken:
+            await self.apply(worker, pick.choice(self.taken))
+        elif action == "skip":
+            batch = self.log.fetch(source, self.positions[worker][source] + pick.randint(1, 3), rows_max)
+            if batch is not None:
+                await self.apply(worker, batch)
+        elif action == "crash after decode":
+            batch = self.log.fetch(source, self.positions[-1][source], rows_max)
+            if batch is not None:
+                self.workers[-1].decode(batch)
+            await self.hire()
+        elif action == "settle":
+            self.positions[worker][source] = await self.workers[worker].settle(source)
+        elif action == "check":
+            self.positions[worker][source] = await self.workers[worker].check(source)
+        elif action == "empty":
+            await self.store.clear()
+
+    async def finish(self, pick: random.Random) -> None:
+        """A last worker reads everything; the zombies then try what they still hold."""
+        await self.hire()
+        for source in self.log.sources:
+            for _ in range(READS_MAX):
+                await self.read(len(self.workers) - 1, source, pick.randint(1, 12))
+            assert self.positions[-1][source] == self.log.end(source)
+        for worker, batch in enumerate(self.taken[: len(self.workers)]):
+            await self.apply(worker, batch)
+
+
+#: No log here needs more reads of a source; a worker that needs them goes round in circles.
+READS_MAX = 60
+ACTIONS = ("read", "read", "read", "read", "hire", "zombie reads", "redeliver", "skip", "crash after decode", "settle", "check", "empty")
+
+
+async def lived(log: Log, actions: Sequence[str], pick: random.Random) -> MemoryStore:
+    """The store after a life over a log."""
+    life = Life(log, MemoryStore(REGISTRY))
+    await life.hire()
+    for action in actions:
+        await life.act(action, pick)
+    await life.finish(pick)
+    return life.store
+
+
+def moments(oracle: Oracle) -> list[int]:
+    """When records are asked: as far back as they promise to know, at the newest event, hours to weeks later."""
+    newest_ms = max(oracle.newest_ms(), NOW_MS)
+    return [newest_ms + after_ms for after_ms in (-LATENESS_MS, 0, 1, 4 * MINUTE_MS, HOUR_MS, DAY_MS, 8 * DAY_MS, 31 * DAY_MS)]
+
+
+@given(logs(), st.lists(st.sampled_from(ACTIONS), max_size=30), st.randoms(use_true_random=False))
+async def test_a_store_that_lived_through_anything_holds_the_bytes_of_a_replay(log: Log, actions: list[str], pick: random.Random) -> None:
+    """Redelivery, crashes, zombies, overlapping assignments, an emptied store: once the log is read, nothing of it shows."""
+    target(float(len(set(actions))))
+
+    assert await dump(await lived(log, actions, pick)) == await replayed(log)
+
+
+@given(logs(), st.randoms(use_true_random=False))
+async def test_every_record_says_what_the_oracle_says(log: Log, pick: random.Random) -> None:
+    """Every entity, both ways: windows at several moments, activity, removal, every static field."""
+    store, oracle = await lived(log, (), pick), oracle_of(log)
+    generation = await store.current()
+    assert generation is not None
+
+    assert await compare(store, REGISTRY, generation, oracle, moments(oracle)) == []
+
+
+@given(logs())
+async def test_exactly_the_bad_records_are_set_aside(log: Log) -> None:
+    """The oracle and the product name the same dead letters."""
+    ingest = Ingest(MemoryStore(REGISTRY), REGISTRY, SCHEMA_IDS)
+    decoded = [ingest.decode(Batch(source, records, 0)) for source, records in log.partitions.items()]
+
+    dead = {(bad.record.topic, bad.record.partition, bad.record.offset) for batch in decoded for bad in batch.bad}
+    assert dead == oracle_of(log).bad
+
+
+@given(logs(), st.randoms(use_true_random=False))
+async def test_the_order_in_which_partitions_are_read_changes_nothing(log: Log, pick: random.Random) -> None:
+    """Batches of all partitions in any order of the partitions, of any length, give the same bytes."""
+    store = MemoryStore(REGISTRY)
+    ingest = Ingest(store, REGISTRY, SCHEMA_IDS)
+    positions = await ingest.positions(log.sources)
+    for source in pick.sample(log.sources * READS_MAX, len(log.sources) * READS_MAX):
+        batch = log.fetch(source, positions[source], pick.randint(1, 5))
+        if batch is not None:
+            positions[source] = await ingest.apply(ingest.decode(batch))
+
+    assert await dump(store) == await replayed(log)
+
+
+@given(logs(), st.randoms(use_true_random=False))
+async def test_the_order_of_delivery_changes_no_count(log: Log, pick: random.Random) -> None:
+    """The same events, content and tombstones in another order, on other partitions: the same windows and activity."""
+    shuffled = Log()
+    records = list(log)
+    pick.shuffle(records)
+    for record in records:
+        shuffled.append(record._replace(partition=pick.randint(0, 2)))
+    one, other = oracle_of(log), oracle_of(shuffled)
+    store = MemoryStore(REGISTRY)
+    await replay(shuffled, store)
+    generation = await store.current()
+    assert generation is not None
+
+    told = await compare(store, REGISTRY, generation, other, moments(one))
+
+    as_of_ms = moments(one)[1]
+    assert (told, counts(other, as_of_ms)) == ([], counts(one, as_of_ms))
+
+
+def counts(oracle: Oracle, as_of_ms: int) -> dict[Named, object]:
+    """Every entity's windows and activity."""
+    return {entity: (oracle.counts(entity, as_of_ms), oracle.last_active_ms(entity)) for entity in oracle.entities}
+
+
+@given(logs(), st.randoms(use_true_random=False))
+async def test_a_second_reading_of_everything_changes_nothing(log: Log, pick: random.Random) -> None:
+    """Every batch delivered again, from any offset on."""
+    store = MemoryStore(REGISTRY)
+    ingest = await replay(log, store)
+    before = await dump(store)
+    for source in log.sources:
+        batch = log.fetch(source, pick.randint(0, log.end(source) - 1), 100)
+        assert batch is not None
+        await ingest.apply(ingest.decode(batch))
+
+    assert await dump(store) == before
+
+
+@given(logs())
+async def test_every_feature_is_what_its_definition_says_of_the_oracles_counts(log: Log) -> None:
+    """Each column of every entity, by a formula of the test's own."""
+    store, oracle = MemoryStore(REGISTRY), oracle_of(log)
+    await replay(log, store)
+    generation = await store.current()
+    assert generation is not None
+    as_of_ms = moments(oracle)[1]
+
+    wrong = []
+    for tenant, kind, entity_id in sorted(oracle.entities):
+        raws = await store.read([record_key(generation, Entity(tenant, kind, entity_id))])
+        tiles = read(layouts(REGISTRY)[kind], raws, as_of_ms)
+        for feature in (feature for feature in REGISTRY.features if feature.kind == kind):
+            computed = REGISTRY.column(feature, tiles, as_of_ms)[0]
+            expected = np.float32(expected_value(feature, oracle, (tenant, kind, entity_id), as_of_ms))
+            if not np.array_equal(computed, expected, equal_nan=True):
+                wrong.append(f"{feature.name} of {entity_id} is {computed}, not {expected}")
+
+    assert wrong == []
+
+
+def expected_value(feature: Feature, oracle: Oracle, entity: Named, as_of_ms: int) -> float:
+    """One feature of one entity, from what the oracle counted and what the log's own bytes said."""
+    windows = oracle.counts(entity, as_of_ms)
+    seen, clicks, dwells, dwell_ms = windows[feature.window.name] if feature.window else (0, 0, 0, 0)
+    last_ms, profile = oracle.last_active_ms(entity), oracle.profile(entity)
+    said = (profile.fields if profile else None) or {}
+    score, made_ms = said.get("quality_score"), said.get("created_at_ms")
+    return {
+        "ctr": (clicks + 1) / (seen + 20),
+        "impressions": float(seen),
+        "dwell_avg_s": dwell_ms / 1_000 / dwells if dwells else math.nan,
+        "dwell_per_impression_s": dwell_ms / 1_000 / seen if seen else math.nan,
+        "number": math.nan if score is None or abs(score) > 3.4e38 else score,
+        "age_days": max(as_of_ms - made_ms, 0) / 86_400_000 if made_ms else math.nan,
+        "idle_hours": max(as_of_ms - last_ms, 0) / 3_600_000 if last_ms else math.nan,
+    }[feature.formula]
+
+
+def test_every_formula_has_a_definition_here() -> None:
+    """A new formula brings its second wording."""
+    oracle = Oracle([], windows_of(REGISTRY))
+
+    for formula in FORMULAS:
+        expected_value(Feature("f", "item", formula), oracle, ("", "item", "i"), NOW_MS)
+
+
+@pytest.mark.parametrize("kind", ["user", "item"])
+@given(log=logs(size_max=15))
+async def test_a_registry_of_one_kind_is_exact_too(kind: str, log: Log) -> None:
+    """A feed may have no user features: users' records are then no records of the store, and no worker stops at them."""
+    registry = Registry(tuple(feature for feature in REGISTRY.features if feature.kind == kind))
+    store, oracle = MemoryStore(registry), oracle_of(log, registry)
+    await replay(log, store, registry)
+    generation = await store.current()
+    assert generation is not None
+
+    assert await compare(store, registry, generation, oracle, moments(oracle)) == []
+
+
+OWN = Registry((number("price", "item", "attributes.price"), category("lang", "item", "language", ("en", "de"))))
+
+
+@given(st.lists(st.tuples(st.floats(-9, 9), st.sampled_from(["en", "de", "fr", ""]), AGES_MS), min_size=1, max_size=8))
+async def test_attributes_and_categories_of_a_registry_of_ones_own_are_kept(written: list[tuple[float, str, int]]) -> None:
+    """Price and language of the newest content record, whatever came in between."""
+    log = Log()
+    for price, language, age_ms in written:
+        log.add(content(ts_ms=NOW_MS - age_ms, attributes={"price": price}, language=language))
+    store, oracle = MemoryStore(OWN), oracle_of(log, OWN)
+    await replay(log, store, OWN)
+    generation = await store.current()
+    assert generation is not None
+
+    assert await compare(store, OWN, generation, oracle, [NOW_MS]) == []
+
+
+def test_the_oracle_reads_the_same_registered_schemas() -> None:
+    """By number and by GUID, as the log of these tests names them."""
+    assert {schema.name for schema in SCHEMA_IDS.values()} == set(avro.NEWEST)
+
+
+def test_a_static_of_nothing_is_packed_as_missing() -> None:
+    """What compare() takes for the fields of an entity that no profile named."""
+    nothing: Mapping[str, Content | User | None] = {"item": None}
+
+    packed = [pack_field(static, nothing["item"]) for static in layouts(REGISTRY)["item"].statics if static.form == "time_ms"]
+
+    assert packed == [0]

@@ -1,0 +1,164 @@
+"""A rank request is answered whatever fails, in time, and without inventing or losing a candidate."""
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Callable
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from online_store.keys import Generation
+from ranker.rank import DEADLINE_MS, Ranker
+from schemas.records import Degraded
+from tests.rankers import (
+    ITEMS,
+    Failing,
+    Model,
+    answer,
+    ask,
+    away,
+    fill,
+    hang,
+    ids,
+    on,
+    request,
+    response,
+    spoilt,
+    telemetry,
+    trained,
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A small model over the default registry's features."""
+    return trained(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+async def store() -> Failing:
+    """A store that works until told otherwise."""
+    found = Failing()
+    await fill(found)
+    return found
+
+
+@pytest.fixture
+async def ranker(store: Failing, model: Model) -> Ranker:
+    """A ranker on that store, which knows its generation."""
+    return await on(store, model)
+
+
+@pytest.mark.parametrize("fault", [away, hang, spoilt])
+async def test_without_the_store_known_items_go_by_popularity(ranker: Ranker, store: Failing, fault: Callable[[], None]) -> None:
+    """The bundle's snapshot gives the order where it knows at least one candidate; unknown ones get the prior."""
+    store.read_fault = fault
+    given = await ask(ranker, "i0", "i1", "i3", deadline_ms=60)
+
+    assert (given.degraded, ids(given)) == (Degraded.POPULARITY, ["i3", "i1", "i0"])
+
+
+@pytest.mark.parametrize("fault", [away, hang, spoilt])
+async def test_without_the_store_unknown_items_stay_in_order(ranker: Ranker, store: Failing, fault: Callable[[], None]) -> None:
+    """Where nothing is known of any candidate, they come back as they were given."""
+    store.read_fault = fault
+    given = await ask(ranker, "x", "c", "m", "c", k=2, deadline_ms=60)
+
+    assert (given.degraded, ids(given)) == (Degraded.INPUT_ORDER, ["x", "c"])
+
+
+async def test_popularity_follows_what_was_read(ranker: Ranker, store: Failing) -> None:
+    """Reads that succeed teach the fallback: of i0 and i2, the one that was clicked leads though the snapshot has neither."""
+    await ask(ranker, "i0", "i2", request_id="before")
+    store.read_fault = away
+    given = await ask(ranker, "i0", "i2")
+
+    assert (given.degraded, ids(given)) == (Degraded.POPULARITY, ["i2", "i0"])
+
+
+@pytest.mark.parametrize(("read_fault", "keep_fault"), [(hang, hang), (hang, None), (None, hang)])
+async def test_a_store_that_hangs_costs_no_more_than_the_deadline(
+    ranker: Ranker, store: Failing, read_fault: Callable[[], None] | None, keep_fault: Callable[[], None] | None
+) -> None:
+    """Whether it hangs when it is read, when it keeps the answer, or both: the answer is there in time."""
+    store.read_fault, store.keep_fault = read_fault, keep_fault
+    begun_s = time.perf_counter()
+    given = await ask(ranker, deadline_ms=300)
+
+    assert (time.perf_counter() - begun_s < 0.3, given.degraded) == (True, Degraded.POPULARITY if read_fault else Degraded.NONE)
+
+
+async def test_a_request_that_waited_past_its_deadline_is_not_read_for(ranker: Ranker, store: Failing) -> None:
+    """In a backlog the fallback answers at once, and the answer is kept all the same."""
+    late = await ranker.answer(request(deadline_ms=None), time.perf_counter() - DEADLINE_MS / 1_000)
+    kept = await store.keep_answer(b"answer::r1", b"", 1_000)
+
+    assert (response(late.response).degraded, late.response == kept) == (Degraded.POPULARITY, True)
+
+
+async def test_a_fallback_has_no_vectors(ranker: Ranker, store: Failing) -> None:
+    """Nothing was scored, so nothing may be learnt from: the telemetry says so by empty vectors and why."""
+    store.read_fault = away
+    told = telemetry(await answer(ranker))
+
+    assert (told.degraded, {item.vector for item in told.items}) == (Degraded.POPULARITY, {b""})
+
+
+async def test_a_model_that_cannot_score_falls_back(store: Failing, model: Model) -> None:
+    """A fault of the model is answered as a fault of the store is."""
+    manifest = msgspec.structs.replace(model.bundle.manifest, feature_names=("one",))
+    ranker = await on(store, model._replace(bundle=dataclasses.replace(model.bundle, manifest=manifest)))
+
+    assert (await ask(ranker)).degraded == Degraded.POPULARITY
+
+
+@pytest.mark.parametrize("current", [None, Generation(2, "another registry")])
+async def test_without_a_generation_of_ours_nothing_is_read(model: Model, current: Generation | None) -> None:
+    """An empty store, or one whose records are laid out for another registry, is answered from the snapshot."""
+    store = Failing()
+    if current:
+        await store.begin(current)
+
+    assert (await ask(await on(store, model), "i1", "i3")).degraded == Degraded.POPULARITY
+
+
+async def test_a_generation_that_begins_later_is_found(model: Model) -> None:
+    """A ranker that started before the first event serves full answers once ingest has begun."""
+    store = Failing()
+    ranker = await on(store, model)
+    await fill(store)
+    await ranker.refresh()
+
+    assert (await ask(ranker)).degraded == Degraded.NONE
+
+
+async def test_a_store_that_is_away_does_not_lose_the_generation(ranker: Ranker, store: Failing) -> None:
+    """What was known stays known: once the store is back, full answers are."""
+    store.read_fault = away
+    await ranker.refresh()
+    store.read_fault = None
+
+    assert (await ask(ranker)).degraded == Degraded.NONE
+
+
+@given(
+    st.lists(st.sampled_from([*ITEMS[:7], "new-1", "new-2"]), min_size=1, max_size=12),
+    st.integers(1, 15),
+    st.sampled_from([None, away, spoilt]),
+)
+def test_no_candidate_is_invented_or_lost(model: Model, candidates: list[str], k: int, fault: Callable[[], None] | None) -> None:
+    """Whatever fails, the slate is min(k, distinct candidates) of the candidates, each once."""
+
+    async def slate() -> list[str]:
+        store = Failing()
+        await fill(store)
+        ranker = await on(store, model)
+        store.read_fault = fault
+        return ids(await ask(ranker, *candidates, k=k))
+
+    given = asyncio.run(slate())
+
+    assert (len(given), len(set(given)), set(given) <= set(candidates)) == (min(k, len(set(candidates))),) * 2 + (True,)

@@ -1,0 +1,124 @@
+"""Settings: which one counts, and how wrong ones are told."""
+
+from pathlib import Path
+
+import pytest
+
+from compose.settings import Settings, load
+from schemas.errors import SettingsError
+from schemas.features import REGISTRY
+
+
+def settings(folder: Path, flag: str | None = None, variable: str | None = None, file: str | None = None) -> Settings:
+    """Settings with topic_prefix given in some of the three places."""
+    path = folder / "millstream.toml"
+    path.write_text("" if file is None else f'topic_prefix = "{file}"\n')
+    variables = {} if variable is None else {"MILLSTREAM_TOPIC_PREFIX": variable}
+    return load({"topic_prefix": flag}, variables, path)
+
+
+def refusal(folder: Path, variables: dict[str, str], toml: str = "") -> str:
+    """What is said about wrong settings."""
+    path = folder / "millstream.toml"
+    path.write_text(toml)
+    with pytest.raises(SettingsError) as caught:
+        load({}, variables, path)
+    return str(caught.value)
+
+
+def test_a_flag_counts_before_all_else(tmp_path: Path) -> None:
+    """Whoever types it means it."""
+    assert settings(tmp_path, "flag-", "variable-", "file-").topic_prefix == "flag-"
+
+
+def test_a_variable_counts_before_the_file(tmp_path: Path) -> None:
+    """A deployment overrides what is checked in."""
+    assert settings(tmp_path, None, "variable-", "file-").topic_prefix == "variable-"
+
+
+def test_the_file_counts_before_the_default(tmp_path: Path) -> None:
+    """That is what it is there for."""
+    assert settings(tmp_path, None, None, "file-").topic_prefix == "file-"
+
+
+def test_without_any_the_default_counts(tmp_path: Path) -> None:
+    """No prefix, the local stack, our own registry."""
+    found = load({}, {}, tmp_path / "millstream.toml")
+
+    assert (found.topic_prefix, found.kafka_bootstrap, found.features) == ("", "localhost:9092", REGISTRY)
+
+
+def test_an_empty_flag_is_a_value(tmp_path: Path) -> None:
+    """--topic-prefix '' takes the prefix away again."""
+    assert settings(tmp_path, "", "variable-", "file-").topic_prefix == ""
+
+
+def test_all_wrong_settings_are_told_at_once(tmp_path: Path) -> None:
+    """Each with where it stands, its value and what would be right."""
+    told = refusal(
+        tmp_path,
+        {
+            "MILLSTREAM_STORE_URL": "localhost:6379",
+            "MILLSTREAM_KAFKA_BOOTSTRAP": "localhost",
+            "MILLSTREAM_METRICS_PORT": "99999",
+            "MILLSTREAM_TOPIC_PREFIX": "a b",
+            "MILLSTREAM_FEATURES": "no.such:REGISTRY",
+            "MILLSTREAM_SCHEMA_REGISTRY_URL": "registry:8081",
+        },
+    )
+
+    parts = [
+        "MILLSTREAM_STORE_URL is 'localhost:6379': it takes a URL like redis://localhost:6379",
+        "MILLSTREAM_KAFKA_BOOTSTRAP is 'localhost': it takes a list of host:port",
+        "MILLSTREAM_METRICS_PORT is '99999': it takes a port",
+        "MILLSTREAM_TOPIC_PREFIX is 'a b': it takes letters",
+        "MILLSTREAM_FEATURES is 'no.such:REGISTRY': it takes module:NAME",
+        "MILLSTREAM_SCHEMA_REGISTRY_URL is 'registry:8081': it takes a URL like http://localhost:8081",
+    ]
+    assert [part for part in parts if part not in told] == []
+
+
+def test_a_wrong_flag_is_named_as_it_was_typed(tmp_path: Path) -> None:
+    """--kafka-bootstrap, not kafka_bootstrap."""
+    with pytest.raises(SettingsError, match="--kafka-bootstrap is 'here'"):
+        load({"kafka_bootstrap": "here"}, {}, tmp_path / "millstream.toml")
+
+
+def test_a_wrong_value_of_the_file_names_that_file(tmp_path: Path) -> None:
+    """Whichever file was asked for."""
+    told = refusal(tmp_path, {}, 'store_url = "nowhere"')
+
+    assert f"{tmp_path / 'millstream.toml'}: store_url is 'nowhere'" in told
+
+
+def test_a_key_that_is_no_setting_is_told_beside_the_wrong_ones(tmp_path: Path) -> None:
+    """A misspelt key would otherwise be the default, silently."""
+    told = refusal(tmp_path, {"MILLSTREAM_METRICS_PORT": "x"}, 'kafka_bootstrapp = "localhost:9092"')
+
+    assert ("'kafka_bootstrapp' is no setting" in told, "MILLSTREAM_METRICS_PORT is 'x'" in told) == (True, True)
+
+
+def test_a_file_that_is_not_toml_is_told_with_its_line(tmp_path: Path) -> None:
+    """And the next step."""
+    assert "millstream.toml is not TOML" in refusal(tmp_path, {}, "topic_prefix = \n")
+
+
+def test_numbers_of_the_file_are_taken_as_such(tmp_path: Path) -> None:
+    """metrics_port = 9100 without quotes."""
+    path = tmp_path / "millstream.toml"
+    path.write_text("metrics_port = 9100\n")
+
+    assert load({}, {}, path).metrics_port == 9100
+
+
+def test_a_list_is_taken_where_one_is_meant(tmp_path: Path) -> None:
+    """reply_topics as a TOML array and as words between commas are the same."""
+    path = tmp_path / "millstream.toml"
+    path.write_text('reply_topics = ["one", "two"]\n')
+
+    assert load({}, {}, path).reply_topics == load({"reply_topics": "one,two"}, {}, tmp_path / "none").reply_topics
+
+
+def test_what_is_no_registry_is_refused(tmp_path: Path) -> None:
+    """A name that means something else."""
+    assert "this one is a tuple" in refusal(tmp_path, {"MILLSTREAM_FEATURES": "schemas.features:FEATURES"})

@@ -1,0 +1,217 @@
+"""When a worker takes a batch, when it goes back, and that it never passes records over."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from online_store.ingest import Ingest
+from online_store.keys import Generation, shard_of
+from online_store.memory import MemoryStore
+from online_store.store import Step
+from schemas.features import REGISTRY
+from schemas.topics import Batch, Source
+from streams.worker import Worker
+from tests.worlds import Log, dump, impression, replayed
+
+SOURCE = Source("impressions", 0)
+
+
+class Consumer:
+    """What a worker asks of its app: where it wants to read again, and which batches it is done with."""
+
+    def __init__(self) -> None:
+        self.rewinds: list[int] = []
+        self.done_count = 0
+
+    def rewind(self, _: Source, offset: int) -> None:
+        """Keep what was asked for."""
+        self.rewinds.append(offset)
+
+    def done(self, _: Source) -> None:
+        """Count it."""
+        self.done_count += 1
+
+    def end_offset(self, _: Source) -> None:
+        """Not known here."""
+
+
+class SlowStore(MemoryStore):
+    """A store whose next `apply` waits until it may go on, once `held` is cleared."""
+
+    def __init__(self) -> None:
+        super().__init__(REGISTRY)
+        self.held = asyncio.Event()
+        self.held.set()
+
+    async def apply(self, generation: Generation, source: Source, following: int, steps: Sequence[Step]) -> list[int]:
+        """As MemoryStore.apply, later."""
+        await self.held.wait()
+        return await super().apply(generation, source, following, steps)
+
+
+def begun(store: MemoryStore) -> tuple[Worker, Consumer]:
+    """A worker with nobody behind it."""
+    consumer = Consumer()
+    stand_in: Any = consumer
+    return Worker(stand_in, Ingest(store, REGISTRY)), consumer
+
+
+def log(*users: str) -> Log:
+    found = Log()
+    for user in users:
+        found.add(impression(user))
+    return found
+
+
+def fetch(found: Log, start: int, count: int = 1) -> Batch:
+    batch = found.fetch(SOURCE, start, count)
+    assert batch is not None
+    return batch
+
+
+async def read_on(worker: Worker, consumer: Consumer, found: Log, position: int) -> None:
+    """Hand on what is left as a consumer does: from a position, one record a batch, back wherever the worker asks."""
+    seen = len(consumer.rewinds)
+    while position < found.end(SOURCE):
+        batch = fetch(found, position)
+        await worker.take(batch)
+        position = batch.following
+        if len(consumer.rewinds) > seen:
+            seen, position = len(consumer.rewinds), consumer.rewinds[-1]
+
+
+async def test_batches_that_follow_are_applied() -> None:
+    """From the first guard on, batch after batch, without going back."""
+    store, found = MemoryStore(REGISTRY), log("a", "b", "c")
+    worker, consumer = begun(store)
+    await worker.assign([SOURCE])
+    await read_on(worker, consumer, found, 0)
+
+    assert (consumer.rewinds, await dump(store)) == ([], await replayed(found))
+
+
+async def test_a_gap_goes_back_and_applies_nothing() -> None:
+    """A batch that begins past the position means that one before it was lost on the way."""
+    store, found = MemoryStore(REGISTRY), log("a", "b", "c")
+    worker, consumer = begun(store)
+    await worker.assign([SOURCE])
+    await worker.take(fetch(found, 0))
+    before = await dump(store)
+    await worker.take(fetch(found, 2))
+
+    assert (consumer.rewinds, await dump(store) == before) == ([1], True)
+
+
+async def test_batches_that_were_under_way_ask_for_nothing_more() -> None:
+    """What was fetched behind a gap is dropped without going back a second time."""
+    store, found = MemoryStore(REGISTRY), log("a", "b", "c", "d")
+    worker, consumer = begun(store)
+    await worker.assign([SOURCE])
+    await worker.take(fetch(found, 2))
+    await worker.take(fetch(found, 3))
+
+    assert consumer.rewinds == [0]
+
+
+async def test_every_batch_taken_or_dropped_is_done_with() -> None:
+    """A partition is fetched again only when its batch is done: a dropped one counts as well."""
+    found = log("a", "b", "c")
+    worker, consumer = begun(MemoryStore(REGISTRY))
+    await worker.assign([SOURCE])
+    for start in (0, 2, 0):
+        await worker.take(fetch(found, start))
+
+    assert consumer.done_count == 3
+
+
+async def test_a_batch_of_a_source_that_is_not_ours_is_dropped() -> None:
+    """What was fetched before the partition went to another worker changes nothing and asks for nothing."""
+    store, found = MemoryStore(REGISTRY), log("a")
+    worker, consumer = begun(store)
+    await worker.assign([Source("clicks", 0)])
+    await worker.take(fetch(found, 0))
+
+    assert (consumer.rewinds, await dump(store)) == ([], {})
+
+
+async def test_an_emptied_store_is_noticed_by_the_next_batch() -> None:
+    """The guards are back at 0: the batch changes nothing, and the log is read again from there."""
+    store, found = MemoryStore(REGISTRY), log("a", "a", "a")
+    worker, consumer = begun(store)
+    await worker.assign([SOURCE])
+    await worker.take(fetch(found, 0, 2))
+    await store.clear()
+    await worker.take(fetch(found, 2))
+    await read_on(worker, consumer, found, consumer.rewinds[0])
+
+    assert (consumer.rewinds, await dump(store)) == ([0], await replayed(found))
+
+
+async def test_an_emptied_store_is_noticed_though_nothing_comes() -> None:
+    """The regular look at the guards goes back, and makes the store's generation anew."""
+    store, found = MemoryStore(REGISTRY), log("a", "b")
+    worker, consumer = begun(store)
+    await worker.assign([SOURCE])
+    await worker.take(fetch(found, 0, 2))
+    await store.clear()
+    await worker.check_guards()
+    await read_on(worker, consumer, found, consumer.rewinds[0])
+
+    assert (consumer.rewinds, await dump(store)) == ([0], await replayed(found))
+
+
+async def test_a_store_emptied_before_the_first_event_gets_its_generation_back() -> None:
+    """No guard stands lower than before, yet readers would find no generation."""
+    store = MemoryStore(REGISTRY)
+    worker, _ = begun(store)
+    await worker.assign([SOURCE])
+    await store.clear()
+    await worker.check_guards()
+
+    assert await store.current() == Generation(1, REGISTRY.fingerprint)
+
+
+async def test_a_loss_found_while_going_back_goes_back_further() -> None:
+    """The store is emptied after a gap was found and before its batch came: reading on from the gap would lose the rest."""
+    store, found = MemoryStore(REGISTRY), log("a", "b", "a", "b")
+    worker, consumer = begun(store)
+    await worker.assign([SOURCE])
+    await worker.take(fetch(found, 0, 2))
+    await worker.take(fetch(found, 3))
+    await store.clear()
+    await worker.check_guards()
+    await read_on(worker, consumer, found, consumer.rewinds[-1])
+
+    assert (consumer.rewinds, await dump(store)) == ([2, 0], await replayed(found))
+
+
+async def test_guards_of_idle_shards_catch_up() -> None:
+    """After `settle` a restart begins at the end of what was applied, though most shards had no row."""
+    store, found = MemoryStore(REGISTRY), log("a", "b")
+    worker, _ = begun(store)
+    await worker.assign([SOURCE])
+    await worker.take(fetch(found, 0, 2))
+    await worker.settle()
+
+    assert await Ingest(store, REGISTRY).positions([SOURCE]) == {SOURCE: 2}
+
+
+async def test_a_step_that_lands_after_a_new_assignment_hides_no_loss() -> None:
+    """A batch under way when the store is emptied and partitions are assigned anew must not carry the position past what was lost."""
+    first, other = "a", next(name for name in "bcdefgh" if shard_of("", name, 64) != shard_of("", "a", 64))
+    store, found = SlowStore(), Log()
+    for user in (first, first, other, first):
+        found.add(impression(user, model_version=None, item_id=user))
+    worker, consumer = begun(store)
+    await worker.assign([SOURCE])
+    await worker.take(fetch(found, 0, 2))
+    store.held.clear()
+    late = asyncio.create_task(worker.take(fetch(found, 2)))
+    await asyncio.sleep(0)
+    await store.clear()
+    position = (await worker.assign([SOURCE]))[SOURCE]
+    store.held.set()
+    await late
+    await read_on(worker, consumer, found, position)
+
+    assert await dump(store) == await replayed(found)
