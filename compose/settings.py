@@ -91,7 +91,7 @@ def load(flags: Mapping[str, str | None], variables: Mapping[str, str] = os.envi
     faults = [f"{file}: {name!r} is no setting" for name in table if name not in known]
     values: dict[str, Any] = {}
     for setting in fields(Settings):
-        where, raw = _raw(setting.name, setting.metadata["default"], flags, variables, table)
+        where, raw = _raw(setting.name, setting.metadata["default"], flags, variables, file, table)
         try:
             values[setting.name] = setting.metadata["parse"](raw)
         except ValueError as error:
@@ -102,7 +102,7 @@ def load(flags: Mapping[str, str | None], variables: Mapping[str, str] = os.envi
 
 
 def _raw(
-    name: str, default: str, flags: Mapping[str, str | None], variables: Mapping[str, str], table: Mapping[str, Any]
+    name: str, default: str, flags: Mapping[str, str | None], variables: Mapping[str, str], file: Path, table: Mapping[str, Any]
 ) -> tuple[str, str]:
     """Where a setting's value stands, and the value."""
     flag = flags.get(name)
@@ -111,7 +111,10 @@ def _raw(
     variable = f"MILLSTREAM_{name.upper()}"
     if variable in variables:
         return variable, variables[variable]
-    return (f"{FILE}: {name}", str(table[name])) if name in table else (name, default)
+    if name not in table:
+        return name, default
+    value = table[name]
+    return f"{file}: {name}", ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _table(file: Path) -> dict[str, Any]:

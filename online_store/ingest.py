@@ -137,4 +137,6 @@ class Ingest:
         if decoded.updates is not None:
             return deltas_of_events(decoded.updates, kinds, generation, guards)
         kind = kind_of_profiles(decoded.batch.source.topic)
+        if kind not in kinds:
+            return {}
         return deltas_of_profiles(decoded.profiles, kinds[kind], list(kinds).index(kind), generation, guards)

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.aggregates import COUNTERS, TILE
+from schemas.aggregates import COUNTERS, TILE, Tiles
 from schemas.errors import StoreError
-from schemas.features import SET_HASHES_MAX, Registry, Static, Tiles
+from schemas.features import SET_HASHES_MAX, Registry, Static
 from schemas.records import Content, User
 from schemas.windows import LATENESS_MS, Window
 
@@ -29,6 +29,9 @@ RECORD_VERSION = 1
 #: A record outlives its longest window by this factor before jitter, so that the lowest jitter (0.8) still covers the window.
 TTL_FACTOR = 1.25
 TTL_JITTER = 0.2
+
+#: A number past this is stored as missing: no feature could hold it.
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 HEAD = np.dtype([("version", "u1"), ("last_active_ms", "<i8"), ("floor_ms", "<i8")])
 STATIC_HEAD = np.dtype([("removed", "u1"), ("partition", "<u4"), ("ts_ms", "<i8"), ("offset", "<i8")])
@@ -112,7 +115,7 @@ def pack_field(static: Static, value: Content | User | None) -> Any:  # noqa: AN
     found = _lookup(static.source, value)
     match static.form:
         case "number":
-            return np.nan if found is None else float(found)
+            return np.nan if found is None or abs(found) > FLOAT32_MAX else float(found)
         case "time_ms":
             return found or 0
         case "hash":

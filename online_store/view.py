@@ -8,9 +8,9 @@ import numpy as np
 from online_store.keys import Entity, record_key
 from online_store.record import Layout, layouts, read
 from online_store.store import OnlineStore
-from schemas.aggregates import COUNTERS
+from schemas.aggregates import COUNTERS, Tiles
 from schemas.errors import SettingsError, StoreError
-from schemas.features import Registry, Static, Tiles
+from schemas.features import Registry, Static
 
 
 async def describe(store: OnlineStore, registry: Registry, entity: Entity, as_of_ms: int) -> dict[str, Any]:

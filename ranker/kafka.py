@@ -48,9 +48,9 @@ SESSION_TIMEOUT_MS = 6_000
 #: What librdkafka reports and recovers from by itself.
 PASSING = (
     KafkaError._ALL_BROKERS_DOWN,  # noqa: SLF001  # librdkafka's names, here and below
-    KafkaError._TRANSPORT,  # noqa: SLF001
-    KafkaError._PARTITION_EOF,  # noqa: SLF001
-    KafkaError._MAX_POLL_EXCEEDED,  # noqa: SLF001
+    KafkaError._TRANSPORT,  # noqa: SLF001  # as above
+    KafkaError._PARTITION_EOF,  # noqa: SLF001  # as above
+    KafkaError._MAX_POLL_EXCEEDED,  # noqa: SLF001  # as above
 )
 
 log = logging.getLogger("millstream.serve")
@@ -109,8 +109,8 @@ class RankWorker:
         while not stop.is_set():
             messages = await asyncio.to_thread(self._poll)
             received_s = time.perf_counter()
-            for message in messages:
-                await self._handle(message, received_s)
+            # Side by side: while the store hangs, each waits for its own deadline, not for those of the requests before it.
+            await asyncio.gather(*(self._handle(message, received_s) for message in messages))
             if received_s - committed_s > COMMIT_S:
                 await asyncio.to_thread(self._tick)
                 committed_s = received_s

@@ -11,6 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -23,9 +24,9 @@ from ranker.popularity import Popularity
 from ranker.score import Scorer
 from ranker.slate import slate
 from schemas import codec
-from schemas.aggregates import ITEM, USER
-from schemas.errors import BundleError, DecodeError, StoreError
-from schemas.features import Feature, Registry, Tiles
+from schemas.aggregates import ITEM, USER, Tiles
+from schemas.errors import BundleError, DecodeError, GenerationError, StoreError
+from schemas.features import Feature, Registry
 from schemas.records import (
     CANDIDATES_COUNT_MAX,
     ID_BYTES_MAX,
@@ -87,6 +88,8 @@ class Ranker:
         self._popularity = Popularity(bundle.popularity)
         self._longest_ctr = longest_ctr(registry)
         self._answers: OrderedDict[bytes, bytes] = OrderedDict()
+        #: Requests under way: one that comes twice at once is ranked once. A lock goes with the last of its requests.
+        self._asked: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
         self.generation: Generation | None = None
 
     async def refresh(self) -> None:
@@ -99,37 +102,51 @@ class Ranker:
     async def answer(self, request: RankRequest, received_s: float) -> Answer:
         """Answer a checked request. received_s: time.perf_counter() when it came in; its deadline counts from there."""
         key = answer_key(request.tenant, request.request_id)
-        kept = self._answers.get(key)
-        if kept is None:
-            deadline_s = received_s + (request.deadline_ms or DEADLINE_MS) / 1000
-            kept, ranked = await self._rank(request, key, deadline_s - RESERVE_MS / 1000)
-            if ranked:
-                return await self._keep(request, key, ranked, received_s, deadline_s)
-        assert kept is not None
-        metrics.REPEATS.inc()
-        self._remember(key, kept)
-        return Answer(kept, None)
+        asked = self._asked.setdefault(key, asyncio.Lock())
+        async with asked:
+            kept = self._answers.get(key)
+            if kept is None:
+                deadline_s = received_s + (request.deadline_ms or DEADLINE_MS) / 1000
+                kept, ranked = await self._rank(request, key, deadline_s - RESERVE_MS / 1000)
+                if ranked:
+                    return await self._keep(request, key, ranked, received_s, deadline_s)
+            assert kept is not None
+            metrics.REPEATS.inc()
+            self._remember(key, kept)
+            return Answer(kept, None)
 
-    async def _rank(self, request: RankRequest, key: bytes, until_s: float) -> tuple[bytes | None, Ranked | None]:
+    async def _rank(  # one return a way to fall back
+        self, request: RankRequest, key: bytes, until_s: float
+    ) -> tuple[bytes | None, Ranked | None]:
         """The answer kept from before, or a slate."""
         item_ids = list(dict.fromkeys(request.candidate_item_ids))
+        try:
+            return await self._rank_in_full(request, key, item_ids, until_s)
+        except TimeoutError:
+            cause = "deadline"
+        except GenerationError:
+            cause = "generation"
+        except StoreError:
+            cause = "store"
+        except BundleError:
+            cause = "model"
+        return None, self._fall_back(item_ids, request.k, cause)
+
+    async def _rank_in_full(
+        self, request: RankRequest, key: bytes, item_ids: Sequence[str], until_s: float
+    ) -> tuple[bytes | None, Ranked | None]:
+        """As _rank, from the store and the model. Raises TimeoutError past until_s."""
         generation = self.generation
         if generation is None or generation.feature_version != self._registry.fingerprint:
-            return None, self._fall_back(item_ids, request.k, "generation")
-        left_s = until_s - time.perf_counter()
-        if left_s <= 0:
-            # A call that is cut off costs its connection: in a backlog, reconnecting would be all that gets done.
-            return None, self._fall_back(item_ids, request.k, "deadline")
-        try:
-            async with asyncio.timeout(left_s):
-                kept, user, *items = await self._read(generation, request, key, item_ids)
-            return kept, None if kept else self._score(request, item_ids, user, items)
-        except TimeoutError:
-            return None, self._fall_back(item_ids, request.k, "deadline")
-        except StoreError:
-            return None, self._fall_back(item_ids, request.k, "store")
-        except BundleError:
-            return None, self._fall_back(item_ids, request.k, "model")
+            raise GenerationError(f"the current generation is {generation}: none of registry {self._registry.fingerprint}. Rebuild one.")
+        # A call that is cut off costs its connection: in a backlog, reconnecting would be all that gets done.
+        async with asyncio.timeout(_left_s(until_s)):
+            kept, user, *items = await self._read(generation, request, key, item_ids)
+        if kept:
+            return kept, None
+        # Others may have been scored while this one's records were on their way.
+        _left_s(until_s)
+        return None, self._score(request, item_ids, user, items)
 
     async def _read(self, generation: Generation, request: RankRequest, key: bytes, item_ids: Sequence[str]) -> list[bytes | None]:
         entities = [Entity(request.tenant, USER, request.user_id)]
@@ -215,6 +232,14 @@ class Ranker:
             ts_ms=response.ts_ms,
             tenant=response.tenant,
         )
+
+
+def _left_s(until_s: float) -> float:
+    """Seconds until a moment of time.perf_counter(). Raises TimeoutError when there are none."""
+    left_s = until_s - time.perf_counter()
+    if left_s <= 0:
+        raise TimeoutError
+    return left_s
 
 
 def check_request(request: RankRequest) -> None:

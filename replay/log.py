@@ -151,7 +151,7 @@ class KafkaLog:
         name = self._prefix + topic.name
         try:
             partitions = self._admin.list_topics(name, timeout=KAFKA_S).topics[name].partitions
-            wanted = {TopicPartition(name, partition): OffsetSpec.latest() for partition in sorted(partitions)}  # type: ignore[no-untyped-call]
+            wanted = {TopicPartition(name, partition): OffsetSpec.latest() for partition in sorted(partitions)}  # type: ignore[no-untyped-call]  # its stubs leave it untyped
             asked = self._admin.list_offsets(wanted, request_timeout=KAFKA_S) if wanted else {}
             ends = {place.partition: int(answer.result(KAFKA_S).offset) for place, answer in asked.items()}
         except KafkaException as error:

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from online_store.deltas import entity_of_profile, kind_of_profiles
 from online_store.record import FORMS, pack_field
 from schemas import aggregates
-from schemas.aggregates import COUNTERS, ENTITY_ID, ITEM, USER
+from schemas.aggregates import COUNTERS, ENTITY_ID, ITEM, USER, Tiles
 from schemas.columns import Profile
-from schemas.features import REQUEST, Registry, Static, Tiles, context_value
+from schemas.features import REQUEST, Registry, Static, context_value
 from schemas.records import Click, Impression, RankRequest
 from schemas.windows import Window
 

@@ -4,8 +4,12 @@ An event becomes updates: a row for the user, the item and the model version it 
 adds to each counter. All sums are integers, so the order of addition cannot matter.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from schemas.records import Click, Dwell, Impression
 
@@ -61,3 +65,20 @@ def tiles(rows: pl.DataFrame, hop_ms: int) -> pl.DataFrame:
     return rows.group_by("tenant", "id", (pl.col("ts_ms") // hop_ms).alias("tile")).agg(
         *(pl.col(name).sum() for name in COUNTERS), pl.col("ts_ms").max().alias("last_ms")
     )
+
+
+@dataclass(slots=True)
+class Tiles:
+    """What the records of n entities of one kind say as of a moment.
+
+    counts: int64 [n, windows, counters], windows as Registry.windows(kind), counters as schemas.aggregates.COUNTERS.
+    statics: one array [n] a static field (hashes: [n, SET_HASHES_MAX]). last_active_ms: int64 [n], 0 is never. known, removed: bool [n].
+    exact: bool [n], False where as_of lies further back than the rings hold.
+    """
+
+    counts: NDArray[np.int64]
+    statics: Mapping[str, NDArray[np.generic]]
+    last_active_ms: NDArray[np.int64]
+    known: NDArray[np.bool_]
+    removed: NDArray[np.bool_]
+    exact: NDArray[np.bool_]

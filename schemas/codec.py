@@ -188,7 +188,8 @@ def _registered(schema_id: int | UUID, schema_ids: SchemaIds) -> avro.Schema:
         raise DecodeError(Reason.UNKNOWN_SCHEMA, f"schema id {schema_id} (is a registry configured?)") from error
 
 
-def _header_id(header: bytes) -> int | UUID:
+def _header_id(header: bytes | None) -> int | UUID:
+    header = header or b""
     if len(header) == 17 and header[0] == 1:
         return UUID(bytes=header[1:])
     if len(header) == 5 and header[0] == 0:

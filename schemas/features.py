@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.aggregates import CLICKS, DWELL_COUNT, DWELL_SUM_MS, IMPRESSIONS, ITEM, MODEL, USER
+from schemas.aggregates import CLICKS, DWELL_COUNT, DWELL_SUM_MS, IMPRESSIONS, ITEM, MODEL, USER, Tiles
 from schemas.windows import DAY_MS, DAYS_7, DAYS_30, HOUR_1, HOUR_MS, HOURS_24, Window
 
 REQUEST = "request"
@@ -47,23 +47,6 @@ class Static:
 SET_HASHES_MAX = 4
 
 
-@dataclass(slots=True)
-class Tiles:
-    """What the records of n entities of one kind say as of a moment.
-
-    counts: int64 [n, windows, counters], windows as Registry.windows(kind), counters as schemas.aggregates.COUNTERS.
-    statics: one array [n] a static field (hashes: [n, SET_HASHES_MAX]). last_active_ms: int64 [n], 0 is never. known, removed: bool [n].
-    exact: bool [n], False where as_of lies further back than the rings hold.
-    """
-
-    counts: NDArray[np.int64]
-    statics: Mapping[str, NDArray[np.generic]]
-    last_active_ms: NDArray[np.int64]
-    known: NDArray[np.bool_]
-    removed: NDArray[np.bool_]
-    exact: NDArray[np.bool_]
-
-
 @dataclass(frozen=True, slots=True)
 class Feature:
     """One line of the registry. formula: a name in FORMULAS; key: for a request's context, the key that is read."""
@@ -92,8 +75,7 @@ class Moment:
 
 def _ctr(_: Feature, at: Moment) -> Floats:
     prior = CTR_PRIOR * CTR_PRIOR_IMPRESSIONS
-    ratio = (at.count(CLICKS) + prior) / (at.count(IMPRESSIONS) + CTR_PRIOR_IMPRESSIONS)
-    return ratio.astype(np.float32)
+    return ((at.count(CLICKS) + prior) / (at.count(IMPRESSIONS) + CTR_PRIOR_IMPRESSIONS)).astype(np.float32)
 
 
 def _dwell_avg(_: Feature, at: Moment) -> Floats:
@@ -142,8 +124,8 @@ def _ratio(above: NDArray[np.float64], below: NDArray[np.int64]) -> Floats:
 
 def _since(then_ms: NDArray[np.generic], as_of_ms: int, unit_ms: int) -> Floats:
     """Time since then in units, never negative, NaN where then is 0 (missing)."""
-    elapsed = np.maximum(as_of_ms - then_ms.astype(np.int64), 0) / unit_ms
-    return np.where(then_ms.astype(np.int64) == 0, np.nan, elapsed).astype(np.float32)
+    then = then_ms.astype(np.int64)
+    return np.where(then == 0, np.nan, np.maximum(as_of_ms - then, 0) / unit_ms).astype(np.float32)
 
 
 def _static(feature: Feature, at: Moment) -> NDArray[np.generic]:
@@ -312,10 +294,5 @@ FEATURES = (
     ctr("model_ctr_24h", MODEL, HOURS_24),
     dwell_avg("model_dwell_avg_24h", MODEL, HOURS_24),
 )
-STATICS = {
-    ITEM: (
-        Static("author_id", "author_id", "hash"),
-        Static("topic_tags", "topic_tags", "hashes"),
-    ),
-}
+STATICS = {ITEM: (Static("author_id", "author_id", "hash"), Static("topic_tags", "topic_tags", "hashes"))}
 REGISTRY = Registry(FEATURES, STATICS)

@@ -10,7 +10,8 @@ import numpy as np
 from online_store.keys import Entity, Generation, entity_of, record_key
 from online_store.record import Layout, layouts, pack_field, read
 from online_store.store import OnlineStore
-from schemas.features import Registry, Tiles
+from schemas.aggregates import Tiles
+from schemas.features import Registry
 from schemas.records import Content, User
 from tests.oracle import Oracle
 

@@ -201,21 +201,44 @@ def send(kafka_bootstrap: str, messages: Iterable[tuple[str, bytes | None, bytes
     assert not refused, refused
 
 
+class Reader:
+    """Everything that topics hold, as it comes. records: by topic, partition by partition in order."""
+
+    def __init__(self, kafka_bootstrap: str, *topics: str) -> None:
+        self.records: dict[str, list[StoredRecord]] = {topic: [] for topic in topics}
+        self._consumer = Consumer({"bootstrap.servers": kafka_bootstrap, "group.id": "tests", "fetch.wait.max.ms": 20})
+        held = self._consumer.list_topics(timeout=PATIENCE_S).topics
+        self._places = [TopicPartition(topic, partition, 0) for topic in topics for partition in held[topic].partitions]
+        self._consumer.assign(self._places)
+
+    def read(self, wait_s: float = 0.02) -> None:
+        """Take what has come, waiting a moment for more."""
+        for message in self._consumer.consume(10_000, wait_s):
+            assert message.error() is None, message.error()
+            place: Any = (message.topic(), message.partition(), message.offset(), message.timestamp()[1])
+            headers: Any = tuple(message.headers() or ())
+            record = StoredRecord(*place, message.key(), message.value(), headers)
+            self.records[record.topic].append(record)
+
+    def read_to_end(self) -> None:
+        """Take everything that is there now; marks of transactions are no records, and are not waited for."""
+        until = [(place, self._consumer.get_watermark_offsets(place, timeout=PATIENCE_S)[1]) for place in self._places]
+        wait_until(lambda: self.read() is None and all(self._at(place) >= end for place, end in until))
+
+    def _at(self, place: TopicPartition) -> int:
+        return max(self._consumer.position([place])[0].offset, 0)
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._consumer.close()
+
+
 def log_records(kafka_bootstrap: str, topic: str) -> list[StoredRecord]:
     """Everything that a topic holds now, partition by partition."""
-    consumer = Consumer({"bootstrap.servers": kafka_bootstrap, "group.id": "tests", "enable.partition.eof": True})
-    partitions = consumer.list_topics(topic, timeout=PATIENCE_S).topics[topic].partitions
-    consumer.assign([TopicPartition(topic, partition, 0) for partition in partitions])
-    found, ended = [], 0
-    while ended < len(partitions):
-        for message in consumer.consume(10_000, 0.2):
-            if message.error():
-                ended += 1
-                continue
-            place = (str(message.topic()), message.partition() or 0, message.offset() or 0, message.timestamp()[1])
-            found.append(StoredRecord(*place, message.key(), message.value(), tuple(message.headers() or ())))  # type: ignore[arg-type]  # its stubs allow str
-    consumer.close()
-    return found
+    reader = Reader(kafka_bootstrap, topic)
+    reader.read_to_end()
+    reader.close()
+    return reader.records[topic]
 
 
 def ends(kafka_bootstrap: str, prefix: str, names: Iterable[str] = SOURCE_NAMES) -> dict[str, int]:

@@ -26,7 +26,7 @@ from schemas.topics import DEAD_LETTERS, RANK_RESPONSES, RANK_TELEMETRY, StoredR
 from tests import rankers
 from tests.rankers import ITEMS
 from tests.services import free_port
-from tests.workers import Process, command, committed, ends, log_records, own_store, send, wait_until
+from tests.workers import Process, Reader, command, committed, ends, own_store, send, wait_until
 
 CORRELATION, TRACE, REPLY_TOPIC, REPLY_PARTITION = "kafka_correlationId", "traceparent", "kafka_replyTopic", "kafka_replyPartition"
 #: Request ids that no other test uses.
@@ -41,6 +41,7 @@ class World(NamedTuple):
     store: Server
     start_store: Callable[[], None]
     settings: dict[str, str]
+    reader: Reader
 
     @property
     def replies(self) -> str:
@@ -54,8 +55,9 @@ class World(NamedTuple):
         send(self.kafka_bootstrap, [(topic, b"u1", value) for value in values], headers=list(headers), **{"message.max.bytes": 2_000_000})
 
     def records(self, topic: str) -> list[StoredRecord]:
-        """Everything that one of the topics holds."""
-        return log_records(self.kafka_bootstrap, self.prefix + topic)
+        """Everything that one of the topics holds so far."""
+        self.reader.read()
+        return self.reader.records[self.prefix + topic]
 
     def responses(self, topic: str = "rank-responses") -> dict[str, list[StoredRecord]]:
         """Every answer so far, by request."""
@@ -70,6 +72,13 @@ class World(NamedTuple):
             lambda: all(len(self.responses(topic).get(name, ())) >= count for name in request_ids), lambda: list(self.responses(topic))
         )
         return [self.responses(topic)[name][-1] for name in request_ids]
+
+    def telemetry(self, asked: RankRequest) -> StoredRecord:
+        """What was told of one request, once it is there."""
+        key = asked.request_id.encode()
+        wait_until(lambda: any(record.key == key for record in self.records("rank-telemetry")))
+        (found,) = [record for record in self.records("rank-telemetry") if record.key == key]
+        return found
 
     def ask(self, *requests: RankRequest, headers: tuple[tuple[str, bytes], ...] = (), topic: str = "rank-responses") -> list[StoredRecord]:
         """Send requests and return their answers."""
@@ -108,7 +117,10 @@ def world(kafka_bootstrap: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
     with own_store(folder) as (store, start, url):
         asyncio.run(fill(url))
         settings = {"kafka_bootstrap": kafka_bootstrap, "topic_prefix": prefix, "store_url": url, "models_uri": str(folder / "models")}
-        yield World(kafka_bootstrap, prefix, store, start, {**settings, "reply_topics": f"{prefix}replies", "group_id": "rank"})
+        names = ("rank-responses", "rank-telemetry", "dead-letters", "users", "replies")
+        reader = Reader(kafka_bootstrap, *(prefix + name for name in names))
+        yield World(kafka_bootstrap, prefix, store, start, {**settings, "reply_topics": f"{prefix}replies", "group_id": "rank"}, reader)
+        reader.close()
 
 
 @contextmanager
@@ -132,8 +144,7 @@ def test_a_request_gets_a_response_and_telemetry(world: World) -> None:
     """The answer goes to rank-responses under the user's key, what was served to rank-telemetry under the request's."""
     asked = request(k=3)
     (answer,) = world.ask(asked)
-    (told,) = [record for record in world.records("rank-telemetry") if record.key == asked.request_id.encode()]
-    telemetry = codec.decode(RANK_TELEMETRY, told.value)
+    telemetry = codec.decode(RANK_TELEMETRY, world.telemetry(asked).value)
     assert isinstance(telemetry, RankTelemetry)
 
     assert (answer.key, response(answer).degraded, len(response(answer).ranked_items)) == (b"u1", Degraded.NONE, 3)
@@ -147,9 +158,8 @@ def test_an_answer_goes_where_the_request_asks(world: World) -> None:
     headers = ((REPLY_TOPIC, world.replies.encode()), (REPLY_PARTITION, (2).to_bytes(4)), ("other", b"stays behind"), *carried)
     asked = request()
     (answer,) = world.ask(asked, headers=headers, topic="replies")
-    (told,) = [record for record in world.records("rank-telemetry") if record.key == asked.request_id.encode()]
 
-    assert (answer.partition, answer.headers, told.headers) == (2, carried, carried[1:])
+    assert (answer.partition, answer.headers, world.telemetry(asked).headers) == (2, carried, carried[1:])
 
 
 @pytest.mark.usefixtures("worker")
@@ -195,6 +205,7 @@ def test_a_bad_request_is_a_dead_letter_and_the_loop_goes_on(world: World, name:
     value, good = make(), request()
     world.send(value, codec.encode(good))
     world.answers(good.request_id)
+    wait_until(lambda: any(value in (record.value or b"") for record in world.records("dead-letters")))
     letters = [codec.decode(DEAD_LETTERS, record.value) for record in world.records("dead-letters")]
 
     assert [letter.reason for letter in letters if isinstance(letter, DeadLetter) and letter.value == value] == [reason]

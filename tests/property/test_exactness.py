@@ -118,7 +118,7 @@ class Life:
         ingest = self.workers[worker]
         self.positions[worker][batch.source] = await ingest.apply(ingest.decode(batch))
 
-    async def act(self, action: str, pick: random.Random) -> None:
+    async def act(self, action: str, pick: random.Random) -> None:  # noqa: C901  # one branch an action
         """One thing happens."""
         worker, source, rows_max = pick.randrange(len(self.workers)), pick.choice(self.log.sources), pick.randint(1, 12)
         if action == "hire":

@@ -282,7 +282,7 @@ def test_between_keeps_the_requests_of_a_stretch(log: Log, edges: list[int]) -> 
     """The start is inside, the stop is not, and every column is cut alike."""
     found = rows(log.frame(), log.profiles(), REGISTRY)
 
-    assert listed(found.between(*edges)) == [row for row in listed(found) if edges[0] <= row[0] < edges[1]]  # type: ignore[operator]
+    assert listed(found.between(*edges)) == [row for row in listed(found) if edges[0] <= row[0] < edges[1]]  # type: ignore[operator]  # the first of a listed row is its time
 
 
 def test_the_context_of_a_request_is_its_earliest_records() -> None:

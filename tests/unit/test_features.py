@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from online_store.record import layouts, read
-from schemas.aggregates import COUNTERS
+from schemas.aggregates import COUNTERS, Tiles
 from schemas.features import (
     FEATURES,
     FORMULAS,
@@ -17,7 +17,6 @@ from schemas.features import (
     STATICS,
     Feature,
     Registry,
-    Tiles,
     age_days,
     category,
     context_category,

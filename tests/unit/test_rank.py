@@ -130,6 +130,14 @@ async def test_two_workers_at_once_give_the_same_bytes(ranker: Ranker, store: Fa
     assert (first.response == second.response, [first.telemetry, second.telemetry].count(None)) == (True, 1)
 
 
+async def test_one_request_twice_at_once_is_ranked_once(ranker: Ranker, store: Failing) -> None:
+    """Two deliveries that arrive together get the same bytes, even with no store to agree on."""
+    store.read_fault = store.keep_fault = away
+    first, second = await asyncio.gather(answer(ranker), answer(ranker))
+
+    assert (first.response == second.response, second.telemetry) == (True, None)
+
+
 async def test_the_same_bytes_come_back_while_the_store_is_away(ranker: Ranker, store: Failing) -> None:
     """A worker remembers what it answered."""
     first = await answer(ranker)
