@@ -215,15 +215,20 @@ class Reader:
         """Take what has come, waiting a moment for more."""
         for message in self._consumer.consume(10_000, wait_s):
             assert message.error() is None, message.error()
-            place: Any = (message.topic(), message.partition(), message.offset(), message.timestamp()[1])
+            topic, partition, offset = str(message.topic()), int(message.partition() or 0), int(message.offset() or 0)
             headers: Any = tuple(message.headers() or ())
-            record = StoredRecord(*place, message.key(), message.value(), headers)
+            record = StoredRecord(topic, partition, offset, message.timestamp()[1], message.key(), message.value(), headers)
             self.records[record.topic].append(record)
 
     def read_to_end(self) -> None:
         """Take everything that is there now; marks of transactions are no records, and are not waited for."""
         until = [(place, self._consumer.get_watermark_offsets(place, timeout=PATIENCE_S)[1]) for place in self._places]
-        wait_until(lambda: self.read() is None and all(self._at(place) >= end for place, end in until))
+
+        def at_end() -> bool:
+            self.read()
+            return all(self._at(place) >= end for place, end in until)
+
+        wait_until(at_end)
 
     def _at(self, place: TopicPartition) -> int:
         return max(self._consumer.position([place])[0].offset, 0)
