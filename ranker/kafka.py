@@ -111,6 +111,7 @@ class RankWorker:
             received_s = time.perf_counter()
             # Side by side: while the store hangs, each waits for its own deadline, not for those of the requests before it.
             await asyncio.gather(*(self._handle(message, received_s) for message in messages))
+            self._due |= {(message.topic(), message.partition()): message.offset() + 1 for message in messages}
             if received_s - committed_s > COMMIT_S:
                 await asyncio.to_thread(self._tick)
                 committed_s = received_s
@@ -150,7 +151,6 @@ class RankWorker:
         else:
             answer = await self._ranker.answer(request, received_s)
             self._reply(record, request, answer)
-        self._due[record.topic, record.partition] = record.offset + 1
 
     def _reply(self, record: StoredRecord, request: RankRequest, answer: Answer) -> None:
         headers = dict(record.headers)

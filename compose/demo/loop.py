@@ -204,12 +204,15 @@ class Judged:
         self.popularity.append(popularity)
 
     def figures(self) -> dict[str, float]:
-        """AUC over all rows, NDCG@10 over groups; random and popularity beside."""
-        groups, labels = np.array(self.groups, dtype=np.int64), np.array(self.labels, dtype=np.bool_)
+        """AUC over all rows; NDCG@10 over the groups that hold both a click and none, for no order of the others can be wrong."""
+        labels, scores = np.array(self.labels, dtype=np.bool_), np.array(self.scores)
+        clicked = np.bincount(self.groups, labels)
+        mixed = ((clicked > 0) & (clicked < np.bincount(self.groups)))[self.groups]
+        groups, told = np.array(self.groups, dtype=np.int64)[mixed], labels[mixed]
         # Scores all equal: ties are averaged, so this is the expectation over every order.
         return {
-            "auc": round(auc(labels, np.array(self.scores)), 4),
-            "ndcg10": round(ndcg_at(10, groups, labels, np.array(self.scores)), 4),
-            "ndcg10_random": round(ndcg_at(10, groups, labels, np.zeros(len(labels))), 4),
-            "ndcg10_popularity": round(ndcg_at(10, groups, labels, np.array(self.popularity)), 4),
+            "auc": round(auc(labels, scores), 4),
+            "ndcg10": round(ndcg_at(10, groups, told, scores[mixed]), 4),
+            "ndcg10_random": round(ndcg_at(10, groups, told, np.zeros(len(told))), 4),
+            "ndcg10_popularity": round(ndcg_at(10, groups, told, np.array(self.popularity)[mixed]), 4),
         }
