@@ -12,6 +12,7 @@ from online_store.deltas import Deltas
 from online_store.keys import Generation, guard_key, is_record
 from online_store.record import Layout, layouts, merge
 from online_store.store import Step
+from schemas.errors import StoreError
 from schemas.features import Registry
 from schemas.topics import Source
 
@@ -40,12 +41,23 @@ class MemoryStore:
         return following
 
     def _merged(self, deltas: Deltas) -> dict[bytes, bytes]:
+        self._check(deltas)
         merged = {}
         for place, (key, kind) in enumerate(zip(deltas.keys, deltas.kinds, strict=True)):
             rows = deltas.rows[deltas.rows["key"] == place]
             sections = [section for number, section in deltas.sections if number == place]
             merged[key] = merge(self._layouts[kind], self._values.get(key), rows, sections)
         return merged
+
+    def _check(self, deltas: Deltas) -> None:
+        """Raises StoreError for deltas that do not fit together, as lua/apply.lua does."""
+        count = len(deltas.keys)
+        places = [*deltas.rows["key"].tolist(), *(place for place, _ in deltas.sections)]
+        if len(deltas.kinds) != count or max(deltas.kinds, default=0) >= len(self._layouts) or max(places, default=-1) >= count:
+            message = (
+                f"deltas do not fit: {count} keys, {len(deltas.kinds)} kinds, places {places}. They were not made by online_store.deltas."
+            )
+            raise StoreError(message)
 
     async def guards(self, generation: Generation, sources: Sequence[Source]) -> NDArray[np.int64]:
         """As OnlineStore.guards."""

@@ -132,10 +132,17 @@ class RedisStore:
     async def records(self, generation: Generation) -> AsyncIterator[bytes]:
         """As OnlineStore.records."""
         seen: set[bytes] = set()
-        async for key in self._client.scan_iter(match=record_pattern(generation), count=SCAN_COUNT):
-            if key not in seen and is_record(key, generation):
-                seen.add(key)
-                yield key
+        cursor = -1
+        while cursor:
+            cursor, keys = await self._scan(max(cursor, 0), record_pattern(generation))
+            for key in keys:
+                if key not in seen and is_record(key, generation):
+                    seen.add(key)
+                    yield key
+
+    @_answered
+    async def _scan(self, cursor: int, pattern: bytes) -> tuple[int, list[bytes]]:
+        return cast("tuple[int, list[bytes]]", await self._client.scan(cursor, match=pattern, count=SCAN_COUNT))
 
     @_answered
     async def keep_answer(self, key: bytes, answer: bytes, ttl_ms: int) -> bytes:

@@ -107,11 +107,11 @@ class RankWorker:
     async def _answer_until(self, stop: asyncio.Event) -> None:
         committed_s = 0.0
         while not stop.is_set():
-            messages = await asyncio.to_thread(self._poll)
+            records = await asyncio.to_thread(self._poll)
             received_s = time.perf_counter()
             # Side by side: while the store hangs, each waits for its own deadline, not for those of the requests before it.
-            await asyncio.gather(*(self._handle(message, received_s) for message in messages))
-            self._due |= {(message.topic(), message.partition()): message.offset() + 1 for message in messages}
+            await asyncio.gather(*(self._handle(record, received_s) for record in records))
+            self._due |= {(record.topic, record.partition): record.offset + 1 for record in records}
             if received_s - committed_s > COMMIT_S:
                 await asyncio.to_thread(self._tick)
                 committed_s = received_s
@@ -129,7 +129,7 @@ class RankWorker:
             _, end = self._consumer.get_watermark_offsets(place, cached=True)
             metrics.LAG.labels(place.partition).set(max(end - max(place.offset, 0), 0))
 
-    def _poll(self) -> list[Message]:
+    def _poll(self) -> list[StoredRecord]:
         first = self._consumer.poll(POLL_S)
         self._producer.poll(0)
         if first is None:
@@ -139,10 +139,9 @@ class RankWorker:
             error = message.error()
             if error and error.code() not in PASSING and not error.retriable():
                 raise LogError(f"rank-requests cannot be read: {error}. Are the topics there? `millstream topics` creates them.")
-        return [message for message in messages if not message.error()]
+        return [_record(message) for message in messages if not message.error()]
 
-    async def _handle(self, message: Message, received_s: float) -> None:
-        record = _record(message)
+    async def _handle(self, record: StoredRecord, received_s: float) -> None:
         metrics.FRESHNESS.observe(max(time.time() - record.timestamp / 1000, 0))
         try:
             request = decode_request(record, self._schema_ids)

@@ -152,7 +152,9 @@ class Life:
         await happens[action]()
 
     async def finish(self, pick: random.Random) -> None:
-        """The living worker looks at its guards and reads everything; the zombies then try what they still hold."""
+        """The living worker, or one that replaces it, looks at its guards and reads everything; zombies then try what they still hold."""
+        if pick.random() < 0.5:
+            await self.hire()
         for source in self.log.sources:
             await self.check(-1, source)
             for _ in range(READS_MAX):
@@ -192,6 +194,53 @@ async def test_a_store_that_lived_through_anything_holds_the_bytes_of_a_replay(l
     target(float(len(set(actions))))
 
     assert await dump(await lived(log, actions, pick)) == await replayed(log)
+
+
+async def clicks_of_one(count: int) -> tuple[Ingest, list[Batch]]:
+    """A worker over a store, and clicks of one user on one item, a batch each."""
+    log = Log()
+    for _ in range(count):
+        log.add(click())
+    (source,) = log.sources
+    ingest = Ingest(MemoryStore(REGISTRY), REGISTRY)
+    await ingest.positions([source])
+    return ingest, [found for offset in range(count) if (found := log.fetch(source, offset, 1))]
+
+
+async def test_a_worker_goes_back_at_the_next_batch_when_the_store_lost_what_it_had() -> None:
+    """The guard that it meets is not the one that it left."""
+    ingest, (first, second) = await clicks_of_one(2)
+    before = await ingest.apply(ingest.decode(first))
+    assert isinstance(ingest.store, MemoryStore)
+    await ingest.store.clear()
+
+    after = await ingest.apply(ingest.decode(second))
+
+    assert (before, after) == (1, 0)
+
+
+async def test_a_worker_goes_on_from_where_another_one_was_faster() -> None:
+    """Its own batch changes nothing; it reads on behind what the guards hold."""
+    ingest, batches = await clicks_of_one(3)
+    other = Ingest(ingest.store, REGISTRY)
+    await other.positions([batches[0].source])
+    for batch in batches[:2]:
+        await other.apply(other.decode(batch))
+    before = await dump(ingest.store)
+
+    await ingest.apply(ingest.decode(batches[0]))
+
+    assert await dump(ingest.store) == before
+
+
+async def test_a_batch_behind_a_gap_is_not_taken() -> None:
+    """The position stays, so that the missing batch is read again."""
+    ingest, batches = await clicks_of_one(3)
+    await ingest.apply(ingest.decode(batches[0]))
+
+    position = await ingest.apply(ingest.decode(batches[2]))
+
+    assert position == 1
 
 
 @given(logs(), st.randoms(use_true_random=False))
