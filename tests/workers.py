@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import redis
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
 from compose.kafka_jars import broker_answers, broker_command
 from compose.local import Server, store_answers, store_command
@@ -222,7 +222,7 @@ class Reader:
 
     def read_to_end(self) -> None:
         """Take everything that is there now; marks of transactions are no records, and are not waited for."""
-        until = [(place, self._consumer.get_watermark_offsets(place, timeout=PATIENCE_S)[1]) for place in self._places]
+        until = [(place, end_of(self._consumer, place)) for place in self._places]
 
         def at_end() -> bool:
             self.read()
@@ -246,13 +246,28 @@ def log_records(kafka_bootstrap: str, topic: str) -> list[StoredRecord]:
     return reader.records[topic]
 
 
+def end_of(consumer: Consumer, place: TopicPartition) -> int:
+    """Where a partition ends; asked again while a broker that has just come back elects its leader."""
+    found: list[int] = []
+
+    def asked() -> bool:
+        try:
+            found.append(consumer.get_watermark_offsets(place, timeout=PATIENCE_S)[1])
+        except KafkaException:
+            return False
+        return True
+
+    wait_until(asked)
+    return found[0]
+
+
 def ends(kafka_bootstrap: str, prefix: str, names: Iterable[str] = SOURCE_NAMES) -> dict[str, int]:
     """Where each source ends, by the name of its guard."""
     consumer = Consumer({"bootstrap.servers": kafka_bootstrap, "group.id": "tests"})
     found = {}
     for name in names:
         for partition in consumer.list_topics(prefix + name, timeout=PATIENCE_S).topics[prefix + name].partitions:
-            _, end = consumer.get_watermark_offsets(TopicPartition(prefix + name, partition), timeout=PATIENCE_S)
+            end = end_of(consumer, TopicPartition(prefix + name, partition))
             found[f"{name}/{partition}"] = end
     consumer.close()
     return found

@@ -242,10 +242,12 @@ def test_a_worker_ends_in_order(world: World, tmp_path: Path) -> None:
     with serving(world, tmp_path, group_id="ends") as ending:
         world.ask(asked)
         world.answers(asked.request_id, count=2)
+        wanted = {place: end for place, end in ends(world.kafka_bootstrap, world.prefix, ["rank-requests"]).items() if end}
+        wait_until(lambda: committed(world.kafka_bootstrap, world.prefix, "ends-serve", ["rank-requests"]) == wanted)
         code = ending.stop()
     found = committed(world.kafka_bootstrap, world.prefix, "ends-serve", ["rank-requests"])
 
-    assert (code, found) == (0, {place: end for place, end in ends(world.kafka_bootstrap, world.prefix, ["rank-requests"]).items() if end})
+    assert (code, found) == (0, wanted)
 
 
 @pytest.mark.usefixtures("worker")
