@@ -3,17 +3,21 @@
     version         u8     RECORD_VERSION
     last_active_ms  i64    event time of the newest event, 0 is never
     floor_ms        i64    a tombstone's time: tiles that start before it never count
+    rings           one a window, shortest first: its closed tiles' count (u8), then its open tile, the newest (schemas.aggregates.TILE)
     static section  removed u8, partition u32, ts_ms i64, offset i64 (of the content or user record that wrote it), then its fields
-    rings           one a window, shortest first: slots of schemas.aggregates.TILE; tile t lives in slot t % slots, the newest wins
+    closed tiles    every older tile that was touched and that a window can still want, ring by ring, oldest first
 
+What nearly every event changes is at the front and of one size; what a quiet entity never touched takes no room.
 Every step here commutes: deltas of one log applied in any order give the same bytes. `merge` says in Python what lua/apply.lua does in
 the store; tests/contract holds them together, tests/golden freezes the bytes.
 """
 
 import hashlib
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -25,7 +29,7 @@ from schemas.features import SET_HASHES_MAX, Registry, Static
 from schemas.records import Content, User
 from schemas.windows import LATENESS_MS, Window
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 #: A record outlives its longest window by this factor before jitter, so that the lowest jitter (0.8) still covers the window.
 TTL_FACTOR = 1.25
 TTL_JITTER = 0.2
@@ -35,6 +39,8 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 HEAD = np.dtype([("version", "u1"), ("last_active_ms", "<i8"), ("floor_ms", "<i8")])
 STATIC_HEAD = np.dtype([("removed", "u1"), ("partition", "<u4"), ("ts_ms", "<i8"), ("offset", "<i8")])
+#: A ring's part of the front: closed tiles, then the open one.
+RING = np.dtype([("closed", "u1"), *((name, TILE[name]) for name in TILE.names or ())])
 FORMS: dict[str, tuple[Any, ...]] = {
     "number": ("<f4",),
     "time_ms": ("<i8",),
@@ -42,7 +48,7 @@ FORMS: dict[str, tuple[Any, ...]] = {
     "hashes": ("<u8", (SET_HASHES_MAX,)),
     "category": ("<u2",),
 }
-#: What one delta adds to one tile of a record; `key` is the record's place in Deltas.keys.
+#: What one delta adds to one tile of a record, something at least; `key` is the record's place in Deltas.keys.
 ROW = np.dtype([("key", "<u4"), *((name, TILE[name]) for name in TILE.names or ()), ("last_ms", "<i8")])
 
 
@@ -63,9 +69,14 @@ class Layout:
 
     @cached_property
     def dtype(self) -> np.dtype[Any]:
-        """The whole record, packed."""
-        rings = [(window.name, TILE, (window.slots_count,)) for window in self.windows]
-        return np.dtype([*_fields(HEAD), ("static", self.static_dtype), *rings])
+        """The front, packed: all but the closed tiles."""
+        rings = [(window.name, RING) for window in self.windows]
+        return np.dtype([*_fields(HEAD), *rings, ("static", self.static_dtype)])
+
+    @cached_property
+    def head(self) -> struct.Struct:
+        """What stands before the static section, as plain numbers."""
+        return struct.Struct("<Bqq" + "BIIIIQ" * len(self.windows))
 
     @cached_property
     def blank(self) -> bytes:
@@ -77,14 +88,13 @@ class Layout:
 
     @property
     def ttl_ms(self) -> int:
-        """Time to live before jitter, milliseconds."""
-        longest = max((window.span_ms for window in self.windows), default=self.tile_ms)
-        return int(TTL_FACTOR * (longest + LATENESS_MS))
+        """Time to live before jitter, milliseconds.
 
-    def ring_offset(self, window: Window) -> int:
-        """Where a window's ring begins, bytes."""
-        assert self.dtype.fields is not None
-        return int(self.dtype.fields[window.name][1])
+        It is set when a tile is opened, not by every write: the shortest hop is what may still follow in that tile.
+        """
+        spans = [window.span_ms for window in self.windows] or [self.tile_ms]
+        hops = [window.hop_ms for window in self.windows] or [0]
+        return int(TTL_FACTOR * (max(spans) + min(hops) + LATENESS_MS))
 
     def pack_static(self, value: Content | User | None, partition: int, ts_ms: int, offset: int) -> NDArray[Any]:
         """The static section that a content or user record writes; None is a tombstone if it has a time, else blank."""
@@ -97,12 +107,19 @@ class Layout:
 
     def check(self, raw: bytes) -> None:
         """Assert the layout. Raises StoreError for bytes that are not such a record."""
-        if len(raw) != self.dtype.itemsize or raw[0] != RECORD_VERSION:
+        front = self.dtype.itemsize
+        expected = front + TILE.itemsize * sum(raw[at] for at in self._closed_at) if len(raw) >= front else front
+        if len(raw) != expected or raw[0] != RECORD_VERSION:
             message = (
-                f"a {self.kind} record has {len(raw)} bytes and version {raw[:1].hex()}, expected {self.dtype.itemsize} and "
+                f"a {self.kind} record has {len(raw)} bytes and version {raw[:1].hex()}, expected {expected} and "
                 f"{RECORD_VERSION:02x}: it was written for another registry or version. Rebuild the generation from the log."
             )
             raise StoreError(message)
+
+    @cached_property
+    def _closed_at(self) -> range:
+        """Where each ring says how many closed tiles it has."""
+        return range(HEAD.itemsize, HEAD.itemsize + RING.itemsize * len(self.windows), RING.itemsize)
 
 
 def layouts(registry: Registry) -> dict[str, Layout]:
@@ -136,72 +153,108 @@ def read(layout: Layout, raws: Sequence[bytes | None], as_of_ms: int) -> Tiles:
     for raw in raws:
         if raw is not None:
             layout.check(raw)
-    records = np.frombuffer(b"".join([raw or layout.blank for raw in raws]), layout.dtype)
+    front = layout.dtype.itemsize
+    records = np.frombuffer(b"".join([(raw or layout.blank)[:front] for raw in raws]), layout.dtype)
+    closed = np.frombuffer(b"".join([(raw or b"")[front:] for raw in raws]), TILE)
     present = np.array([raw is not None for raw in raws], dtype=np.bool_)
     static, last = records["static"], records["last_active_ms"]
-    counts = np.zeros((len(raws), len(layout.windows), len(COUNTERS)), dtype=np.int64)
     exact = np.ones(len(raws), dtype=np.bool_)
-    for place, window in enumerate(layout.windows):
-        _sum_ring(records[window.name], records["floor_ms"], window, as_of_ms, counts[:, place])
+    for window in layout.windows:
         spare = window.slots_count - window.tiles_count
         exact &= last // window.hop_ms - as_of_ms // window.hop_ms <= spare
     removed = static["removed"].astype(np.bool_)
     statics = {field.name: static[field.name] for field in layout.statics}
+    counts = _counts(layout, records, closed, as_of_ms)
     return Tiles(counts, statics, last.astype(np.int64), present & (~removed | (last > 0)), removed, exact)
 
 
-def _sum_ring(ring: NDArray[Any], floor_ms: NDArray[np.int64], window: Window, as_of_ms: int, out: NDArray[np.int64]) -> None:
-    """Sum the tiles that count, each counter into a column of out [n, counters]."""
-    tile = ring["tile"].astype(np.int64)
-    counted = window.tiles(as_of_ms)
-    holds = (tile >= counted.start) & (tile < counted.stop) & (tile * window.hop_ms >= floor_ms[:, None])
+def _counts(layout: Layout, records: NDArray[Any], closed: NDArray[Any], as_of_ms: int) -> NDArray[np.int64]:
+    """The tiles that count, summed: int64 [n, windows, counters]. closed: TILE, record by record and ring by ring."""
+    windows = layout.windows
+    counts = np.zeros((len(records) * len(windows), len(COUNTERS)), dtype=np.int64)
+    if not windows:
+        return counts.reshape(len(records), 0, len(COUNTERS))
+    rings = np.stack([records[window.name] for window in windows], axis=1).ravel()
+    owner = np.concatenate([np.arange(len(rings)), np.repeat(np.arange(len(rings)), rings["closed"])])
+    of_record, of_window = np.divmod(owner, len(windows))
+    tile = np.concatenate([rings["tile"], closed["tile"]]).astype(np.int64)
+    counted = [window.tiles(as_of_ms) for window in windows]
+    start, stop = np.array([(tiles.start, tiles.stop) for tiles in counted]).T
+    starts_ms = tile * np.array([window.hop_ms for window in windows])[of_window]
+    holds = (tile >= start[of_window]) & (tile < stop[of_window]) & (starts_ms >= records["floor_ms"][of_record])
     for place, counter in enumerate(COUNTERS):
-        out[:, place] = np.where(holds, ring[counter], 0).sum(axis=1)
+        adds = np.concatenate([rings[counter], closed[counter]]).astype(np.int64)
+        np.add.at(counts[:, place], owner[holds], adds[holds])
+    return counts.reshape(len(records), len(windows), len(COUNTERS))
+
+
+#: A ring as `merge` works on it: tile number -> counters.
+Ring = dict[int, list[int]]
 
 
 def merge(layout: Layout, raw: bytes | None, rows: NDArray[Any], sections: Sequence[NDArray[Any]]) -> bytes:
     """A record after deltas: rows of ROW, sections of the static dtype. Raises StoreError for bytes of another layout."""
-    layout.check(raw or layout.blank)
-    record = np.frombuffer(raw or layout.blank, layout.dtype).copy()
+    raw = raw or layout.blank
+    layout.check(raw)
+    last_ms, floor_ms, rings = _unpack(layout, raw)
+    static = raw[layout.head.size : layout.dtype.itemsize]
     for section in sections:
-        if _order(section) > _order(record["static"]):
-            record["static"] = section
-        if section["removed"][0]:
-            _forget(layout, record, int(section["ts_ms"][0]))
-    for row in rows:
-        _add(layout, record, row)
-    return record.tobytes()
+        packed = section.tobytes()
+        static = max(static, packed, key=_order)
+        removed, _, ts_ms, _ = _STATIC_HEAD.unpack_from(packed)
+        floor_ms = max(floor_ms, ts_ms) if removed else floor_ms
+    last_ms = last_ms if last_ms >= floor_ms else 0
+    for _, tile, *counts, newest_ms in rows.tolist():
+        last_ms = max(last_ms, newest_ms) if newest_ms >= floor_ms else last_ms
+        for window, ring in zip(layout.windows, rings, strict=True):
+            _add(ring, window.slots_count, tile * layout.tile_ms // window.hop_ms, counts)
+    kept = [_kept(window, ring, floor_ms) for window, ring in zip(layout.windows, rings, strict=True)]
+    return _pack(layout, last_ms, floor_ms, kept, static)
 
 
-def _order(section: NDArray[Any]) -> tuple[int, int, int]:
+_STATIC_HEAD = struct.Struct("<BIqq")
+_TILE = struct.Struct("<IIIIQ")
+
+
+def _order(section: bytes) -> tuple[int, int, int]:
     """Last writer wins by event time; the log's own order decides between equals."""
-    return int(section["ts_ms"][0]), int(section["offset"][0]), int(section["partition"][0])
+    _, partition, ts_ms, offset = _STATIC_HEAD.unpack_from(section)
+    return ts_ms, offset, partition
 
 
-def _forget(layout: Layout, record: NDArray[Any], ts_ms: int) -> None:
-    floor_ms = max(int(record["floor_ms"][0]), ts_ms)
-    record["floor_ms"] = floor_ms
-    if record["last_active_ms"][0] < floor_ms:
-        record["last_active_ms"] = 0
-    for window in layout.windows:
-        ring = record[window.name][0]
-        ring[ring["tile"].astype(np.int64) * window.hop_ms < floor_ms] = 0
+def _unpack(layout: Layout, raw: bytes) -> tuple[int, int, list[Ring]]:
+    _, last_ms, floor_ms, *numbers = layout.head.unpack_from(raw)
+    rings: list[Ring] = []
+    tiles = _TILE.iter_unpack(raw[layout.dtype.itemsize :])
+    for at in range(0, len(numbers), len(RING)):
+        closed, tile, *counts = numbers[at : at + len(RING)]
+        ring = {number: list(held) for number, *held in islice(tiles, closed)}
+        rings.append(ring | {tile: counts} if any(counts) else ring)
+    return last_ms, floor_ms, rings
 
 
-def _add(layout: Layout, record: NDArray[Any], row: np.void) -> None:
-    floor_ms = int(record["floor_ms"][0])
-    if row["last_ms"] >= floor_ms:
-        record["last_active_ms"] = max(record["last_active_ms"][0], row["last_ms"])
-    for window in layout.windows:
-        tile = int(row["tile"]) * layout.tile_ms // window.hop_ms
-        slot = record[window.name][0][tile % window.slots_count : tile % window.slots_count + 1]
-        if tile < slot["tile"][0] or tile * window.hop_ms < floor_ms:
-            continue
-        if tile > slot["tile"][0]:
-            slot[:] = 0
-            slot["tile"] = tile
-        for counter in COUNTERS:
-            slot[counter] += row[counter]
+def _pack(layout: Layout, last_ms: int, floor_ms: int, rings: list[Ring], static: bytes) -> bytes:
+    numbers, closed = [], []
+    for ring in rings:
+        *older, newest = sorted(ring) or [0]
+        numbers += [len(older), newest, *ring.get(newest, (0, 0, 0, 0))]
+        closed += [_TILE.pack(tile, *ring[tile]) for tile in older]
+    return layout.head.pack(RECORD_VERSION, last_ms, floor_ms, *numbers) + static + b"".join(closed)
+
+
+def _add(ring: Ring, slots: int, tile: int, counts: list[int]) -> None:
+    """Add to a tile, unless it is past what the ring keeps; a new newest one pushes old ones out."""
+    newest = max(ring, default=0)
+    if tile <= newest - slots:
+        return
+    if tile > newest:
+        for old in [number for number in ring if number <= tile - slots]:
+            del ring[old]
+    ring[tile] = [held + more for held, more in zip(ring.get(tile, (0, 0, 0, 0)), counts, strict=True)]
+
+
+def _kept(window: Window, ring: Ring, floor_ms: int) -> Ring:
+    return {tile: counts for tile, counts in ring.items() if tile * window.hop_ms >= floor_ms}
 
 
 def _fields(dtype: np.dtype[Any]) -> list[tuple[str, Any]]:

@@ -25,7 +25,6 @@ from online_store.deltas import Deltas
 from online_store.keys import CURRENT, Generation, guard_key, is_record, record_pattern
 from online_store.record import Layout, layouts
 from online_store.store import Step
-from schemas.aggregates import TILE
 from schemas.errors import SettingsError, StoreAwayError, StoreError
 from schemas.features import Registry
 from schemas.topics import Source
@@ -33,6 +32,9 @@ from schemas.topics import Source
 SCRIPT = Path(__file__).parent / "lua" / "apply.lua"
 #: Keys that one SCAN call looks at: more would hold the server's one thread for longer than a rank request can wait.
 SCAN_COUNT = 1_000
+
+#: What record.Layout.head packs, as Lua's struct spells it: the record's own numbers, then each ring's.
+LUA_HEAD, LUA_RING = "<Bi8i8", "BI4I4I4I4I8"
 
 STORE_CALLS = Counter("millstream_store_calls", "Calls to the online store, by how they ended.", ["call", "outcome"])
 #: What passes by itself or when an operator acts: a restart, a failover, a full memory.
@@ -174,12 +176,9 @@ def lua_layouts(kinds: Sequence[Layout]) -> str:
 
 
 def _lua_layout(layout: Layout) -> str:
-    head_bytes = layout.dtype.itemsize - sum(window.slots_count * TILE.itemsize for window in layout.windows)
-    blank = "".join(f"\\{byte:03d}" for byte in layout.blank[:head_bytes])
-    rings = "".join(
-        f",{{at={layout.ring_offset(window) + 1},slots={window.slots_count},hop_ms={window.hop_ms}}}" for window in layout.windows
-    )
+    blank = "".join(f"\\{byte:03d}" for byte in layout.blank)
+    rings = "".join(f",{{slots={window.slots_count},hop_ms={window.hop_ms}}}" for window in layout.windows)
     return (
-        f"{{bytes={layout.dtype.itemsize},static_bytes={layout.static_dtype.itemsize},tile_ms={layout.tile_ms},"
-        f"ttl_ms={layout.ttl_ms},blank='{blank}'{rings}}}"
+        f"{{head='{LUA_HEAD}{LUA_RING * len(layout.windows)}',head_bytes={layout.head.size},front_bytes={layout.dtype.itemsize},"
+        f"static_bytes={layout.static_dtype.itemsize},tile_ms={layout.tile_ms},ttl_ms={layout.ttl_ms},blank='{blank}'{rings}}}"
     )

@@ -7,12 +7,13 @@
 -- ARGV[6]    static sections, each behind the place of its record (u32): what a content or user record writes
 -- Returns the guard after the call: `following` if applied, else what stands there and nothing was changed.
 -- All input is checked and all new records are made before the first write: Redis does not undo a script that fails half way.
--- LAYOUTS is put in front of this file by online_store/redis.py, from the registry: bytes, static_bytes, tile_ms, ttl_ms, blank, and
--- a ring a window {at, slots, hop_ms}, in the order in which they stand in the record.
+-- LAYOUTS is put in front of this file by online_store/redis.py, from the registry: head (for struct), head_bytes, front_bytes,
+-- static_bytes, tile_ms, ttl_ms, blank, and a ring a window {slots, hop_ms}, in the order in which they stand in the record.
 
-local ROW, TILE, STATIC_AT = '<I4I4I4I4I4I8i8', '<I4I4I4I4I8', 18
-local ROW_BYTES, TILE_BYTES, EMPTY_TILE = 36, 24, string.rep('\0', 24)
-local unpack, pack, sub, byte, concat = struct.unpack, struct.pack, string.sub, string.byte, table.concat
+local ROW, TILE = '<I4I4I4I4I4I8i8', '<I4I4I4I4I8'
+local ROW_BYTES, TILE_BYTES = 36, 24
+local LAST, FLOOR = 2, 3
+local unpack_all, unpack, pack, sub, byte, concat = unpack, struct.unpack, struct.pack, string.sub, string.byte, table.concat
 
 local guard = tonumber(redis.call('HGET', KEYS[1], ARGV[1]) or '0')
 if guard ~= tonumber(ARGV[2]) then return guard end
@@ -23,16 +24,37 @@ if #kinds ~= count or #rows % ROW_BYTES ~= 0 then
   return redis.error_reply('ERR deltas do not fit: ' .. count .. ' keys, ' .. #kinds .. ' kinds, ' .. #rows .. ' bytes of rows')
 end
 
-local layouts, records = {}, {}
+-- A record under way: numbers (of its head; a ring's six stand from ring_at on: closed, tile, four counters), static, closed (a string
+-- a ring, nil while nothing in it changes). A change of the head alone is written in place and leaves the time to live as it is.
+local layouts, raws, numbers, closed, static, whole = {}, {}, {}, {}, {}, {}
+local function ring_at(r) return FLOOR + 6 * (r - 1) end
+
 for i = 1, count do
   local layout = LAYOUTS[byte(kinds, i)]
-  local record = redis.call('GET', KEYS[i + 1])
+  local raw = redis.call('GET', KEYS[i + 1])
   if not layout then return redis.error_reply('ERR no such kind: ' .. byte(kinds, i)) end
-  if not record then record = layout.blank .. string.rep('\0', layout.bytes - #layout.blank) end
-  if #record ~= layout.bytes or byte(record, 1) ~= byte(layout.blank, 1) then
-    return redis.error_reply('ERR ' .. KEYS[i + 1] .. ' is not a record of this registry: ' .. #record .. ' bytes, not ' .. layout.bytes)
+  if not raw then raw, whole[i] = layout.blank, true end
+  local bytes, found = layout.front_bytes, nil
+  if #raw >= bytes and byte(raw, 1) == byte(layout.blank, 1) then
+    found = {unpack(layout.head, raw)}
+    for r = 1, #layout do bytes = bytes + found[ring_at(r) + 1] * TILE_BYTES end
   end
-  layouts[i], records[i] = layout, record
+  if not found or #raw ~= bytes then
+    return redis.error_reply('ERR ' .. KEYS[i + 1] .. ' is not a record of this registry: ' .. #raw .. ' bytes, not ' .. bytes)
+  end
+  layouts[i], raws[i], numbers[i] = layout, raw, found
+end
+
+local function open_up(i)
+  local layout, raw, at = layouts[i], raws[i], layouts[i].front_bytes + 1
+  local found = {}
+  for r = 1, #layout do
+    local bytes = numbers[i][ring_at(r) + 1] * TILE_BYTES
+    found[r] = sub(raw, at, at + bytes - 1)
+    at = at + bytes
+  end
+  closed[i], whole[i] = found, true
+  return found
 end
 
 local function newer(a, b)
@@ -43,40 +65,70 @@ local function newer(a, b)
   return a_partition > b_partition
 end
 
-local function forget(layout, record, ts)
-  local version, last, floor = unpack('<Bi8i8', record)
-  if ts > floor then floor = ts end
-  if last < floor then last = 0 end
-  local out = {pack('<Bi8i8', version, last, floor), sub(record, STATIC_AT, STATIC_AT + layout.static_bytes - 1)}
-  for r = 1, #layout do
-    local ring = layout[r]
-    for at = ring.at, ring.at + (ring.slots - 1) * TILE_BYTES, TILE_BYTES do
-      local kept = unpack('<I4', record, at) * ring.hop_ms >= floor
-      out[#out + 1] = kept and sub(record, at, at + TILE_BYTES - 1) or EMPTY_TILE
-    end
-  end
-  return concat(out)
+-- The tiles of a ring from this one on; they stand oldest first.
+local function from_tile(tiles, first)
+  local at = 1
+  while at <= #tiles and unpack('<I4', tiles, at) < first do at = at + TILE_BYTES end
+  return at == 1 and tiles or sub(tiles, at)
 end
 
-local function add(layout, record, base, impressions, clicks, dwell_count, dwell_sum, newest)
-  local version, last, floor = unpack('<Bi8i8', record)
-  if newest >= floor and newest > last then last = newest end
-  local out, n, from = {pack('<Bi8i8', version, last, floor)}, 1, STATIC_AT
+local function forget(i, ts)
+  local layout, n, tiles = layouts[i], numbers[i], closed[i] or open_up(i)
+  if ts > n[FLOOR] then n[FLOOR] = ts end
+  if n[LAST] < n[FLOOR] then n[LAST] = 0 end
+  for r = 1, #layout do
+    local b, hop = ring_at(r), layout[r].hop_ms
+    tiles[r] = from_tile(tiles[r], math.ceil(n[FLOOR] / hop))
+    if n[b + 2] * hop < n[FLOOR] then n[b + 2], n[b + 3], n[b + 4], n[b + 5], n[b + 6] = 0, 0, 0, 0, 0 end
+  end
+end
+
+-- A newer tile: the open one is closed, those that no window can want any more are dropped.
+local function advance(n, b, tiles, slots, tile)
+  if n[b + 3] + n[b + 4] + n[b + 5] + n[b + 6] > 0 then
+    tiles = tiles .. pack(TILE, n[b + 2], n[b + 3], n[b + 4], n[b + 5], n[b + 6])
+  end
+  n[b + 2], n[b + 3], n[b + 4], n[b + 5], n[b + 6] = tile, 0, 0, 0, 0
+  return from_tile(tiles, tile - slots + 1)
+end
+
+-- A late event: into its closed tile, which may have to be made.
+local function add_late(tiles, tile, impressions, clicks, dwell_count, dwell_sum)
+  local at, behind = #tiles + 1, #tiles + 1
+  while at > 1 do
+    local held, i, c, d, s = unpack(TILE, tiles, at - TILE_BYTES)
+    if held < tile then break end
+    at = at - TILE_BYTES
+    if held == tile then
+      impressions, clicks, dwell_count, dwell_sum = i + impressions, c + clicks, d + dwell_count, s + dwell_sum
+      break
+    end
+    behind = at
+  end
+  return sub(tiles, 1, at - 1) .. pack(TILE, tile, impressions, clicks, dwell_count, dwell_sum) .. sub(tiles, behind)
+end
+
+local function add(i, base, impressions, clicks, dwell_count, dwell_sum, newest)
+  local layout, n = layouts[i], numbers[i]
+  local floor = n[FLOOR]
+  if newest >= floor and newest > n[LAST] then n[LAST] = newest end
   local start = base * layout.tile_ms
   for r = 1, #layout do
-    local ring = layout[r]
+    local ring, b = layout[r], ring_at(r)
     local tile = (start - start % ring.hop_ms) / ring.hop_ms
-    local at = ring.at + tile % ring.slots * TILE_BYTES
-    local held, i, c, d, s = unpack(TILE, record, at)
-    if tile >= held and tile * ring.hop_ms >= floor then
-      if tile > held then i, c, d, s = 0, 0, 0, 0 end
-      out[n + 1] = sub(record, from, at - 1)
-      out[n + 2] = pack(TILE, tile, i + impressions, c + clicks, d + dwell_count, s + dwell_sum)
-      n, from = n + 2, at + TILE_BYTES
+    if tile * ring.hop_ms >= floor then
+      if tile > n[b + 2] then
+        local tiles = closed[i] or open_up(i)
+        tiles[r] = advance(n, b, tiles[r], ring.slots, tile)
+      end
+      if tile == n[b + 2] then
+        n[b + 3], n[b + 4], n[b + 5], n[b + 6] = n[b + 3] + impressions, n[b + 4] + clicks, n[b + 5] + dwell_count, n[b + 6] + dwell_sum
+      elseif tile > n[b + 2] - ring.slots then
+        local tiles = closed[i] or open_up(i)
+        tiles[r] = add_late(tiles[r], tile, impressions, clicks, dwell_count, dwell_sum)
+      end
     end
   end
-  out[n + 1] = sub(record, from)
-  return concat(out)
 end
 
 local at = 1
@@ -86,29 +138,43 @@ while at <= #statics do
   if not layout then return redis.error_reply('ERR a static section names record ' .. i .. ' of ' .. count) end
   local section = sub(statics, at + 4, at + 3 + layout.static_bytes)
   if #section ~= layout.static_bytes then return redis.error_reply('ERR a static section is cut short') end
-  local record = records[i]
-  if newer(section, sub(record, STATIC_AT)) then
-    record = sub(record, 1, STATIC_AT - 1) .. section .. sub(record, STATIC_AT + layout.static_bytes)
-  end
+  local standing = static[i] or sub(raws[i], layout.head_bytes + 1, layout.front_bytes)
+  if newer(section, standing) then static[i], whole[i] = section, true end
   local removed, _, ts = unpack('<BI4i8', section)
-  if removed == 1 then record = forget(layout, record, ts) end
-  records[i] = record
+  if removed == 1 then forget(i, ts) end
   at = at + 4 + layout.static_bytes
 end
 
 for at = 1, #rows, ROW_BYTES do
   local i, base, impressions, clicks, dwell_count, dwell_sum, newest = unpack(ROW, rows, at)
-  i = i + 1
-  if not layouts[i] then return redis.error_reply('ERR a row names record ' .. i .. ' of ' .. count) end
-  records[i] = add(layouts[i], records[i], base, impressions, clicks, dwell_count, dwell_sum, newest)
+  if not layouts[i + 1] then return redis.error_reply('ERR a row names record ' .. i .. ' of ' .. count) end
+  add(i + 1, base, impressions, clicks, dwell_count, dwell_sum, newest)
+end
+
+for i = 1, count do
+  local layout, n, tiles = layouts[i], numbers[i], closed[i]
+  if tiles then
+    for r = 1, #layout do n[ring_at(r) + 1] = #tiles[r] / TILE_BYTES end
+  end
+  local head = pack(layout.head, unpack_all(n, 1, FLOOR + 6 * #layout))
+  if whole[i] then
+    raws[i] = head .. (static[i] or sub(raws[i], layout.head_bytes + 1, layout.front_bytes)) ..
+      (tiles and concat(tiles) or sub(raws[i], layout.front_bytes + 1))
+  else
+    raws[i] = head
+  end
 end
 
 local following = tonumber(ARGV[3])
 for i = 1, count do
-  -- 0.8 to 1.2 of the time to live, from the key's last bytes and the offset: records written together must not expire together.
-  local a, b, c, d = byte(KEYS[i + 1], -4, -1)
-  local spread = (a * 4099 + b * 16411 + c * 32771 + d * 40503 + following % 65536 * 30011 + i * 10007) % 65536 / 65536
-  redis.call('SET', KEYS[i + 1], records[i], 'PX', math.floor(layouts[i].ttl_ms * (0.8 + 0.4 * spread)))
+  if whole[i] then
+    -- 0.8 to 1.2 of the time to live, from the key's last bytes and the offset: records written together must not expire together.
+    local a, b, c, d = byte(KEYS[i + 1], -4, -1)
+    local spread = (a * 4099 + b * 16411 + c * 32771 + d * 40503 + following % 65536 * 30011 + i * 10007) % 65536 / 65536
+    redis.call('SET', KEYS[i + 1], raws[i], 'PX', math.floor(layouts[i].ttl_ms * (0.8 + 0.4 * spread)))
+  else
+    redis.call('SETRANGE', KEYS[i + 1], 0, raws[i])
+  end
 end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
 return following

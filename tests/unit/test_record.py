@@ -202,7 +202,7 @@ def test_content_that_is_newer_than_a_tombstone_stands() -> None:
     assert [found.removed[0], found.statics["quality_score"][0], found.counts.any()] == [False, np.float32(0.5), False]
 
 
-@pytest.mark.parametrize("record", [b"", b"\1", merged(row())[:-1], merged(row()) + b"\0", b"\2" + merged(row())[1:]])
+@pytest.mark.parametrize("record", [b"", b"\1", merged(row())[:-1], merged(row()) + b"\0", b"\1" + merged(row())[1:]])
 def test_bytes_of_another_layout_are_refused(record: bytes) -> None:
     """By length and by version, with the next step."""
     with pytest.raises(StoreError, match="Rebuild the generation from the log"):
@@ -212,15 +212,28 @@ def test_bytes_of_another_layout_are_refused(record: bytes) -> None:
 def test_merging_into_bytes_of_another_layout_is_refused() -> None:
     """They are not ours to overwrite."""
     with pytest.raises(StoreError):
-        merge(ITEM, b"\2" + merged(row())[1:], row(), [])
+        merge(ITEM, b"\1" + merged(row())[1:], row(), [])
 
 
 def test_the_layout_has_no_holes() -> None:
-    """Head 17, static head 21, fields, rings of 24 byte tiles: what lua/apply.lua counts on."""
+    """Head 17, rings of 25, static head 21 and fields, closed tiles of 24 bytes: what lua/apply.lua counts on."""
     for layout in layouts(REGISTRY).values():
-        rings = sum(window.slots_count * 24 for window in layout.windows)
+        assert layout.head.size == 17 + 25 * len(layout.windows)
+        assert layout.dtype.itemsize == layout.head.size + layout.static_dtype.itemsize
 
-        assert layout.dtype.itemsize == 17 + layout.static_dtype.itemsize + rings
+
+def test_tiles_that_nothing_touched_take_no_room() -> None:
+    """Two tiles of an hour's ring: one is open, one closed; in longer rings they are the same tile."""
+    record = merged(row(EDGE_MS), row(EDGE_MS + HOUR_1.hop_ms))
+
+    assert len(record) == ITEM.dtype.itemsize + 24
+
+
+def test_a_record_never_outgrows_its_rings() -> None:
+    """However many tiles were touched, a ring keeps what a window can want."""
+    record = merged(*(row(EDGE_MS + number * 5 * MINUTE_MS) for number in range(12 * 24 * 40)))
+
+    assert len(record) == ITEM.dtype.itemsize + 24 * sum(window.slots_count - 1 for window in ITEM.windows)
 
 
 def test_a_blank_record_begins_with_its_version_and_counts_nothing() -> None:
@@ -230,8 +243,8 @@ def test_a_blank_record_begins_with_its_version_and_counts_nothing() -> None:
 
 @pytest.mark.parametrize("layout", layouts(REGISTRY).values(), ids=lambda layout: layout.kind)
 def test_the_lowest_time_to_live_is_over_the_longest_window_and_the_lateness(layout: Layout) -> None:
-    """1.25 x less a fifth is all of it."""
-    longest_ms = max(window.span_ms for window in layout.windows)
+    """1.25 x less a fifth is all of it; it counts from when a tile was opened, hence the shortest hop."""
+    longest_ms = max(window.span_ms for window in layout.windows) + min(window.hop_ms for window in layout.windows)
 
     assert layout.ttl_ms * (1 - TTL_JITTER) >= longest_ms + LATENESS_MS - 1
     assert layout.ttl_ms == int(TTL_FACTOR * (longest_ms + LATENESS_MS))
