@@ -1,0 +1,125 @@
+"""`python -m benchmarks.ingest`: how many events a second one core carries, in Millstream and in others, on one feed in one run."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from benchmarks import feed as feeds
+from benchmarks import log, machine, results, wire
+from benchmarks.ingest import millstream, peers
+from benchmarks.stack import Stack, running
+
+NOTES = (
+    "Under test is one process on one core; Kafka, the store and the benchmark itself share the other cores.",
+    "On a machine of two cores the broker therefore takes its part of the store's core.",
+    "Warm-up (imports, loading of compiled code, joining the group) ends with the first applied batch and is not counted.",
+    "Every run reads the feed once, from its beginning, into an empty store: no row comes twice.",
+    "Every Millstream run is checked: all windows of all entities equal a count of the feed by numpy, or the run fails.",
+)
+
+COLUMNS = ("events_per_s", "events_per_cpu_s", "worker_us_per_event", "store_us_per_event", "touched_entities_per_event", "rss_mb_max")
+
+
+class Bench:
+    """One stack, one feed, rows of repeated runs."""
+
+    def __init__(self, stack: Stack, worker_cores: set[int], arguments: argparse.Namespace) -> None:
+        """Nothing is sent yet."""
+        self.stack = stack
+        self.worker_cores = worker_cores
+        self.arguments = arguments
+        self.rows: dict[str, results.Result] = {}
+        self._sent: dict[tuple[str, bool], tuple[feeds.Feed, str]] = {}
+
+    def sent(self, form: str = wire.AVRO, *, hot: bool = False) -> tuple[feeds.Feed, str]:
+        """The feed and the prefix of the topics that hold it; sent when first asked for."""
+        if (form, hot) not in self._sent:
+            feed = feeds.make(self.arguments.events, self.arguments.seed, hot=hot)
+            prefix = log.create(self.stack.kafka_bootstrap, f"bench-{form}{'-hot' if hot else ''}")
+            log.produce(self.stack.kafka_bootstrap, prefix, feed, wire.values(feed, form))
+            self._sent[form, hot] = (feed, prefix)
+        return self._sent[form, hot]
+
+    def repeat(self, title: str, once: Callable[[], results.Result]) -> None:
+        """A row: --runs runs of it."""
+        runs = []
+        for number in range(self.arguments.runs):
+            runs.append(once())
+            results.console.print(f"{title} {number + 1}/{self.arguments.runs}: {runs[-1]['events_per_s']:,} events/s", highlight=False)
+        self.rows[title] = results.summary(runs)
+
+    def run(self, form: str = wire.AVRO, *, hot: bool = False, append_only: bool = False, **settings: str) -> results.Result:
+        """One run of one Millstream worker."""
+        feed, prefix = self.sent(form, hot=hot)
+        return millstream.measure(self.stack, millstream.Run(feed, prefix, self.worker_cores, settings, append_only))
+
+
+def raw(bench: Bench) -> None:
+    """What Kafka's client and fastavro take, doing nothing with it."""
+    bench.repeat("raw consume + fastavro", lambda: peers.run(bench.stack, bench.sent(), "raw", bench.worker_cores))
+
+
+def own(bench: Bench) -> None:
+    """Millstream as it is."""
+    bench.repeat("millstream", bench.run)
+
+
+def as_json(bench: Bench) -> None:
+    """The same events in JSON."""
+    bench.repeat("millstream, JSON", lambda: bench.run(wire.JSON))
+
+
+def hot(bench: Bench) -> None:
+    """One item draws 30 % of all."""
+    bench.repeat("millstream, hot item", lambda: bench.run(hot=True))
+
+
+def append_only(bench: Bench) -> None:
+    """With the store's log on disk, as the local stack has it."""
+    bench.repeat("millstream, store with append-only file", lambda: bench.run(append_only=True))
+
+
+def wide(bench: Bench) -> None:
+    """64 windows instead of 7."""
+    bench.repeat("millstream, 64 windows", lambda: bench.run(features="benchmarks.ingest.registries:WIDE"))
+
+
+PARTS: dict[str, Callable[[Bench], None]] = {
+    "raw": raw,
+    "millstream": own,
+    "json": as_json,
+    "hot": hot,
+    "append-only": append_only,
+    "wide": wide,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure the chosen parts."""
+    flags = results.parser(__doc__, 1_000_000)
+    flags.add_argument("--only", choices=PARTS, action="append", help="a part; may be given more than once (default: all)")
+    arguments = flags.parse_args(argv)
+    worker_cores, server_cores = machine.cores()
+    with running(server_cores) as stack, machine.pinned(server_cores):
+        bench = Bench(stack, worker_cores, arguments)
+        for part in arguments.only or PARTS:
+            PARTS[part](bench)
+    results.publish("ingest", arguments, bench.rows, NOTES, COLUMNS, feed=_described(bench))
+    return 0
+
+
+def _described(bench: Bench) -> dict[str, Any]:
+    """The feed in numbers."""
+    feed, _ = bench.sent()
+    return {
+        "events": len(feed),
+        "users": len(set(feed.user.tolist())),
+        "items": len(set(feed.item.tolist())),
+        "partitions_per_topic": feeds.PARTITIONS_COUNT,
+        "events_per_s_of_event_time": feeds.EVENTS_PER_S,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
