@@ -78,7 +78,13 @@ def topics(settings: Settings, arguments: Arguments) -> Result:
 def ingest(settings: Settings, _: Arguments) -> Result:
     """Run an ingest worker until SIGTERM or Ctrl-C."""
     _serve_metrics(settings)
-    worker = IngestSettings(settings.kafka_bootstrap, f"{settings.group_id}-ingest", settings.topic_prefix, settings.schema_registry_url)
+    worker = IngestSettings(
+        settings.kafka_bootstrap,
+        f"{settings.group_id}-ingest",
+        settings.topic_prefix,
+        settings.schema_registry_url,
+        repeat_offsets=settings.repeat_offsets,
+    )
     store = RedisStore(settings.store_url, settings.features)
     return {"exit_code": asyncio.run(run_ingest(worker, store, settings.features))}
 
@@ -110,7 +116,8 @@ async def _serve(settings: Settings, bundle: bundles.Bundle) -> None:
 def train_(settings: Settings, arguments: Arguments) -> Result:
     """Train on the log in Kafka and write a bundle."""
     log = KafkaLog(settings.kafka_bootstrap, settings.topic_prefix)
-    bundle = train(log, settings.features, settings.models_uri, objective=arguments.objective, now_ms=_now_ms())
+    chosen = {"objective": arguments.objective, "repeat_offsets": settings.repeat_offsets}
+    bundle = train(log, settings.features, settings.models_uri, now_ms=_now_ms(), **chosen)
     return {"model_version": bundle.manifest.model_version, "folder": str(bundle.folder), **bundle.manifest.metrics}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from schemas.columnar.repeats import REPEAT_OFFSETS
 from schemas.errors import SettingsError
 from schemas.features import Registry
 
@@ -60,6 +61,12 @@ def _registry(value: str) -> Registry:
     return found
 
 
+def _count(value: str) -> int:
+    if not value.isdigit():
+        raise ValueError("a whole number, 0 or more")
+    return int(value)
+
+
 def _names(value: str) -> frozenset[str]:
     return frozenset(part for part in value.split(",") if part)
 
@@ -80,6 +87,9 @@ class Settings:
     models_uri: Path = _setting("models", "folder of model bundles", Path)
     state_dir: Path = _setting(".state", "folder of the local stack's data and logs", Path)
     metrics_port: int = _setting("0", "port of /metrics; 0 means none", _port)
+    repeat_offsets: int = _setting(
+        str(REPEAT_OFFSETS), "how far back in its partition an event is known again that was sent twice; 0 counts every one", _count
+    )
     schema_registry_url: str = _setting("", "a Confluent-compatible schema registry", _url)
     reply_topics: frozenset[str] = _setting("", "topics that rank requests may name for their answers, comma separated", _names)
 

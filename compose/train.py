@@ -4,6 +4,7 @@ The rows are made from the log by the same updates and the same registry that in
 it would have been served.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,12 @@ from replay.log import EventLog
 from replay.rows import Contexts, Rows, contexts_of, rows
 from schemas import codec
 from schemas.aggregates import COUNTERS, ITEM, entities, updates
+from schemas.columnar.repeats import REPEAT_OFFSETS, Repeats
 from schemas.columns import EVENT_COLUMNS, Profile, decode_events, decode_profiles
-from schemas.errors import BundleError, DecodeError
+from schemas.errors import BundleError
 from schemas.features import CTR_PRIOR, CTR_PRIOR_IMPRESSIONS, REQUEST, Registry
 from schemas.records import Impression
-from schemas.topics import CLICKS, CONTENT, IMPRESSIONS, USERS, Batch, Topic
+from schemas.topics import CLICKS, CONTENT, IMPRESSIONS, USERS, Batch, Source, Topic
 
 #: Share of the time span kept from the trees to stop them early: enough requests to tell noise from gain.
 VALIDATION_SHARE = 0.2
@@ -46,10 +48,17 @@ class Split:
 
 
 def train(
-    log: EventLog, registry: Registry, models: Path, *, now_ms: int, objective: str = "binary:logistic", split: Split | None = None
+    log: EventLog,
+    registry: Registry,
+    models: Path,
+    *,
+    now_ms: int,
+    objective: str = "binary:logistic",
+    split: Split | None = None,
+    repeat_offsets: int = REPEAT_OFFSETS,
 ) -> bundles.Bundle:
     """Train on a log and write a bundle named after now_ms. Raises BundleError where the log has too little to learn from."""
-    history = read_history(log, registry)
+    history = read_history(log, registry, repeat_offsets)
     if history.events.filter(pl.col("record") == Impression.__name__).is_empty():
         raise BundleError("the log has no impressions to learn from. Produce some, for one with `millstream demo`, and train again.")
     found = rows(history.events, history.profiles, registry, history.contexts)
@@ -71,15 +80,16 @@ def train(
     )
 
 
-def read_history(log: EventLog, registry: Registry) -> History:
-    """Everything that the log's source topics hold that is not a bad record."""
+def read_history(log: EventLog, registry: Registry, repeat_offsets: int = REPEAT_OFFSETS) -> History:
+    """Everything that the log's source topics hold that is no bad record and that its producer had not sent before, as ingest takes it."""
+    repeats: dict[Source, Repeats] = defaultdict(lambda: Repeats(repeat_offsets))
     wants_context = any(feature.kind == REQUEST for feature in registry.features)
     events = [pl.DataFrame(schema=EVENT_COLUMNS)]
     shown: list[Impression] = []
     for topic, batch in _batches(log, IMPRESSIONS, CLICKS):
-        events.append(decode_events(topic, batch.records).frame)
+        events.append(repeats[batch.source].drop(decode_events(topic, batch.records).frame))
         if wants_context and topic is IMPRESSIONS:
-            shown += _impressions(batch)
+            shown += _impressions(batch, set(events[-1]["offset"]))
     profiles = [profile for topic, batch in _batches(log, CONTENT, USERS) for profile in decode_profiles(topic, batch.records)[0]]
     return History(pl.concat(events), profiles, contexts_of(shown))
 
@@ -108,11 +118,10 @@ def _batches(log: EventLog, *topics: Topic) -> Iterator[tuple[Topic, Batch]]:
             yield topic, batch
 
 
-def _impressions(batch: Batch) -> Iterator[Impression]:
+def _impressions(batch: Batch, offsets: set[int]) -> Iterator[Impression]:
+    """The impressions that stand at these offsets."""
     for record in batch.records:
-        try:
+        if record.offset in offsets:
             value = codec.decode(IMPRESSIONS, record.value, record.headers)
-        except DecodeError:
-            continue
-        assert isinstance(value, Impression), value
-        yield value
+            assert isinstance(value, Impression), value
+            yield value

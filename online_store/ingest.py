@@ -1,9 +1,10 @@
 """Batches of a log into one generation, each exactly once: what live workers and replay both do.
 
-    decode -> dead letters out -> updates -> deltas a shard -> apply if the guard stands where we think
+    decode -> dead letters and repeats out -> updates -> deltas a shard -> apply if the guard stands where we think
 
 A worker may be a zombie, may be fed a batch twice or out of order, and the store may have lost what it acknowledged: the guards
-that the store returns decide, and where they and the batch disagree, the answer is an offset to go back to.
+that the store returns decide, and where they and the batch disagree, the answer is an offset to go back to. Events are read from a
+stretch before the guards on, only to know again what a producer may repeat: a shard takes nothing of it.
 """
 
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from online_store.record import layouts
 from online_store.store import OnlineStore, Step
 from schemas.aggregates import updates
 from schemas.codec import SchemaIds
+from schemas.columnar.repeats import REPEAT_OFFSETS, Repeats
 from schemas.columns import Profile, decode_events, decode_profiles
 from schemas.errors import GenerationError
 from schemas.features import Registry
@@ -28,30 +30,54 @@ TOPICS = {topic.name: topic for topic in SOURCES}
 EVENT_TOPICS = (IMPRESSIONS.name, CLICKS.name)
 
 
+@dataclass(slots=True)
+class Reading:
+    """Where the reading of one source stands. A return to the guards begins a new one, so that what was decoded before is told apart.
+
+    guards: int64 [shards], as far as we know; a shard without rows of late lags behind the position until `settle`. position: the next
+    offset to apply. decoded: the next one to decode, ahead of it while a batch is under way. lowest: the lowest guard when this began:
+    what stands before it was said and done.
+    """
+
+    guards: NDArray[np.int64]
+    position: int
+    decoded: int
+    lowest: int
+    repeats: Repeats
+
+
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A batch, decoded. bad: what belongs into dead-letters before the rest is applied."""
+    """A batch, decoded.
+
+    reading: the one that it follows in, None where it does not follow. start: the first offset that is held. bad: what belongs into
+    dead-letters before the rest is applied. good_count, repeats_count: events and profiles to apply, and events dropped as repeats.
+    """
 
     batch: Batch
-    updates: pl.DataFrame | None
-    profiles: list[Profile]
-    bad: list[BadRecord]
+    reading: Reading | None = None
+    start: int = 0
+    updates: pl.DataFrame | None = None
+    profiles: list[Profile] = field(default_factory=list)
+    bad: list[BadRecord] = field(default_factory=list)
+    good_count: int = 0
+    repeats_count: int = 0
 
 
 @dataclass(slots=True)
 class Ingest:
     """Applies batches of a log to the current generation.
 
-    schema_ids: schemas of a registry, for Confluent framing.
+    schema_ids: schemas of a registry, for Confluent framing. repeat_offsets: how far back in its partition an event is looked for that
+    its producer sent before; 0 takes every event.
     """
 
     store: OnlineStore
     registry: Registry
     schema_ids: SchemaIds = field(default_factory=dict)
+    repeat_offsets: int = REPEAT_OFFSETS
     generation: Generation | None = None
-    #: Where each shard's guard stands, as far as we know; a shard without rows of late lags behind the position until `settle`.
-    _guards: dict[Source, NDArray[np.int64]] = field(default_factory=dict)
-    _positions: dict[Source, int] = field(default_factory=dict)
+    _readings: dict[Source, Reading] = field(default_factory=dict)
 
     async def start(self) -> Generation:
         """Find the current generation, or begin the first one in an empty store. Raises GenerationError if it is another registry's."""
@@ -66,22 +92,45 @@ class Ingest:
         return generation
 
     async def positions(self, sources: Sequence[Source]) -> dict[Source, int]:
-        """Where to read each source from: the lowest guard of its shards. Loads the guards anew; begins again in an emptied store."""
+        """Where to read each source from: the lowest guard of its shards, events a stretch before it.
+
+        Loads the guards anew; begins again in an emptied store.
+        """
         generation = await self.start()
         found = await self.store.guards(generation, sources)
-        self._guards.update(zip(sources, found, strict=True))
-        positions = {source: int(guards.min()) for source, guards in zip(sources, found, strict=True)}
-        self._positions.update(positions)
-        return positions
+        self._readings.update({source: self._begun(source, guards) for source, guards in zip(sources, found, strict=True)})
+        return {source: self._readings[source].position for source in sources}
+
+    def _begun(self, source: Source, guards: NDArray[np.int64]) -> Reading:
+        lowest = int(guards.min())
+        reach = self.repeat_offsets if source.topic in EVENT_TOPICS else 0
+        start = max(lowest - reach, 0)
+        return Reading(guards, start, start, lowest, Repeats(reach))
+
+    def lowest_guard(self, source: Source) -> int:
+        """Where the lowest guard of a source stood when its position was last taken from the guards."""
+        return self._readings[source].lowest
 
     def decode(self, batch: Batch) -> Decoded:
-        """Take a batch apart; never raises for what a record holds."""
-        topic = TOPICS[batch.source.topic]
-        if topic.name in EVENT_TOPICS:
-            events = decode_events(topic, batch.records, self.schema_ids)
-            return Decoded(batch, updates(events.frame), [], events.bad)
-        profiles, bad = decode_profiles(topic, batch.records, self.schema_ids)
-        return Decoded(batch, None, profiles, bad)
+        """Take a batch apart; never raises for what a record holds. One that does not follow what was decoded before is empty."""
+        reading = self._readings[batch.source]
+        start = reading.decoded
+        if not batch.start <= start < batch.following:
+            return Decoded(batch)
+        reading.decoded = batch.following
+        if batch.source.topic in EVENT_TOPICS:
+            return self._decoded_events(batch, reading, start)
+        profiles, bad = decode_profiles(TOPICS[batch.source.topic], batch.records, self.schema_ids)
+        return Decoded(batch, reading, start, None, profiles, _unsent(bad, reading), len(profiles))
+
+    def _decoded_events(self, batch: Batch, reading: Reading, start: int) -> Decoded:
+        frame, bad = decode_events(TOPICS[batch.source.topic], batch.records, self.schema_ids)
+        if batch.start < start:
+            frame = frame.filter(pl.col("offset") >= start)
+        kept = reading.repeats.drop(frame)
+        if batch.start < reading.lowest:
+            frame, kept = (part.filter(pl.col("offset") >= reading.lowest) for part in (frame, kept))
+        return Decoded(batch, reading, start, updates(kept), [], _unsent(bad, reading), len(kept), len(frame) - len(kept))
 
     async def apply(self, decoded: Decoded) -> int:
         """Apply a decoded batch to the shards that it has rows for and that do not have them.
@@ -90,11 +139,14 @@ class Ingest:
         worker moved a guard, or where the store lost what it once had.
         """
         batch = decoded.batch
-        position = self._positions[batch.source]
-        if batch.start > position or batch.following <= position:
-            return position
+        reading = self._readings[batch.source]
+        if batch.start > reading.position or batch.following <= reading.position:
+            return reading.position
+        if decoded.reading is not reading or decoded.start != reading.position:
+            # Something between decoding and here was given up: what stands in the log before this batch is not known for sure.
+            return (await self.positions([batch.source]))[batch.source]
         assert self.generation is not None, "positions() comes first"
-        deltas = self._deltas(decoded, self.generation, self._guards[batch.source])
+        deltas = self._deltas(decoded, self.generation, reading.guards)
         return await self._step(batch.source, batch.following, deltas)
 
     async def settle(self, source: Source) -> int:
@@ -102,10 +154,11 @@ class Ingest:
 
         Returns the offset to read on from, as `apply` does.
         """
-        behind = np.flatnonzero(self._guards[source] < self._positions[source])
+        reading = self._readings[source]
+        behind = np.flatnonzero(reading.guards < reading.position)
         if not len(behind):
-            return self._positions[source]
-        return await self._step(source, self._positions[source], {int(shard): NOTHING for shard in behind})
+            return reading.position
+        return await self._step(source, reading.position, {int(shard): NOTHING for shard in behind})
 
     async def check(self, source: Source) -> int:
         """Returns the offset to read on from, as `apply` does: an earlier one if a guard stands lower than we left it.
@@ -113,23 +166,23 @@ class Ingest:
         A store that was emptied before it had any guard has lost its generation alone: it begins again.
         """
         standing = await self.store.guards(await self.start(), [source])
-        if (standing[0] < self._guards[source]).any():
+        if (standing[0] < self._readings[source].guards).any():
             return (await self.positions([source]))[source]
-        return self._positions[source]
+        return self._readings[source].position
 
     async def _step(self, source: Source, following: int, deltas: dict[int, Deltas]) -> int:
         """Apply deltas to their shards. A guard that is not where we left it changes nothing, and sends us back to the guards.
 
-        So do guards that were loaded anew meanwhile: a store that lost writes must not be taken to hold what came before this step.
+        So does a reading that began meanwhile: a store that lost writes must not be taken to hold what came before this step.
         """
         assert self.generation is not None, "positions() comes first"
-        guards = self._guards[source]
-        steps = [Step(shard, int(guards[shard]), found) for shard, found in deltas.items()]
+        reading = self._readings[source]
+        steps = [Step(shard, int(reading.guards[shard]), found) for shard, found in deltas.items()]
         standing = await self.store.apply(self.generation, source, following, steps)
-        if self._guards[source] is not guards or any(guard != following for guard in standing):
+        if self._readings[source] is not reading or any(guard != following for guard in standing):
             return (await self.positions([source]))[source]
-        guards[list(deltas)] = following
-        self._positions[source] = following
+        reading.guards[list(deltas)] = following
+        reading.position = following
         return following
 
     def _deltas(self, decoded: Decoded, generation: Generation, guards: NDArray[np.int64]) -> dict[int, Deltas]:
@@ -140,3 +193,8 @@ class Ingest:
         if kind not in kinds:
             return {}
         return deltas_of_profiles(decoded.profiles, kinds[kind], list(kinds).index(kind), generation, guards)
+
+
+def _unsent(bad: list[BadRecord], reading: Reading) -> list[BadRecord]:
+    """The bad records that are not in dead-letters for sure: a guard moves only behind what was sent."""
+    return [one for one in bad if one.record.offset >= reading.lowest]

@@ -15,6 +15,7 @@ from confluent_kafka.admin import AdminClient
 
 from online_store.ingest import Ingest
 from online_store.store import OnlineStore
+from schemas.columnar.repeats import REPEAT_OFFSETS
 from schemas.errors import LogError, MillstreamError
 from schemas.features import Registry
 from schemas.records import LETTER_BYTES_MAX
@@ -43,7 +44,7 @@ log = logging.getLogger("millstream.ingest")
 class IngestSettings:
     """kafka_bootstrap: host:port[,host:port]; group_id: workers that share the partitions.
 
-    fetch_rows_max: records of one fetch, all partitions together.
+    fetch_rows_max: records of one fetch, all partitions together. repeat_offsets: as of online_store.ingest.Ingest.
     """
 
     kafka_bootstrap: str
@@ -52,6 +53,7 @@ class IngestSettings:
     schema_registry_url: str = ""
     fetch_rows_max: int = 20_000
     session_timeout_s: float = 10.0
+    repeat_offsets: int = REPEAT_OFFSETS
 
 
 def build(settings: IngestSettings, store: OnlineStore, registry: Registry) -> App:
@@ -73,7 +75,7 @@ def build(settings: IngestSettings, store: OnlineStore, registry: Registry) -> A
         producer_compression_type="gzip",
         stream_wait_empty=False,
     )
-    worker = Worker(app, Ingest(store, registry, schema_ids(settings.schema_registry_url)))
+    worker = Worker(app, Ingest(store, registry, schema_ids(settings.schema_registry_url), settings.repeat_offsets))
     app.positions = worker.assign
     add_agents(app, worker)
     app.timer(GUARD_CHECK_S, name="check_guards")(worker.check_guards)

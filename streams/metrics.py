@@ -9,6 +9,7 @@ from schemas.topics import Source
 
 EVENTS = Counter("millstream_events", "Records taken from Kafka and applied.", ["topic"])
 DEAD_LETTERS = Counter("millstream_dead_letters", "Records sent to dead-letters.", ["topic", "reason"])
+REPEATS = Counter("millstream_repeats", "Events dropped because their producer had sent them before.", ["topic"])
 REWINDS = Counter(
     "millstream_rewinds",
     "Times a source was read again: a batch did not follow, or the store had lost writes.",

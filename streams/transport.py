@@ -107,6 +107,12 @@ class BatchConsumer(driver.Consumer):
             if found and self._is_wanted(tp):
                 yield tp, self._message(tp, self._batch(tp, found))
 
+    async def ends(self, sources: Sequence[Source]) -> Mapping[Source, int]:
+        """Where sources end now."""
+        partitions = {self.app.partition_of(source): source for source in sources}
+        ends = await self.highwaters(*partitions) if partitions else {}
+        return {partitions[tp]: end for tp, end in ends.items()}
+
     def end_offset(self, source: Source) -> int | None:
         """Where a source ended when it was last fetched; None if it is not ours, or not ours any more."""
         tp = self.app.partition_of(source)
@@ -207,6 +213,10 @@ class App(faust.App):
     def done(self, source: Source) -> None:
         """A batch of a source was taken or dropped."""
         cast("BatchConsumer", self.consumer).done(source)
+
+    async def ends(self, sources: Sequence[Source]) -> Mapping[Source, int]:
+        """Where sources end now: asked of Kafka."""
+        return await cast("BatchConsumer", self.consumer).ends(sources)
 
     def end_offset(self, source: Source) -> int | None:
         """Where a source ended when it was last fetched, if it is ours."""

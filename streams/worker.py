@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
 from online_store.ingest import Decoded, Ingest
-from schemas.errors import StoreAwayError
+from schemas.errors import LogError, StoreAwayError
 from schemas.topics import Batch, Source
 from streams import dead_letters, metrics
 from streams.transport import App
@@ -39,8 +39,14 @@ class Worker:
         self._locks: dict[Source, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def assign(self, sources: Sequence[Source]) -> Mapping[Source, int]:
-        """Where to read newly assigned sources from: the lowest guard of each."""
+        """Where to read newly assigned sources from, as their guards say.
+
+        Raises LogError where a guard stands past the end of its source.
+        """
         self._positions = await _patiently(lambda: self.ingest.positions(sources))
+        # Guards first, then the ends, which only grow: other workers go on meanwhile.
+        guards = {source: self.ingest.lowest_guard(source) for source in sources}
+        _check_ends(guards, await self.app.ends(sources))
         self._rewinding.clear()
         metrics.LAG.clear()
         return dict(self._positions)
@@ -80,7 +86,7 @@ class Worker:
         self._positions[source] = following
         if following < batch.following:
             self._rewind(source, following, "guard")
-        metrics.observe_lag(self.app.end_offset(source), source, following)
+        metrics.observe_lag(self.app.end_offset(source), source, max(following, self.ingest.lowest_guard(source)))
 
     async def _apply(self, batch: Batch) -> int:
         with metrics.stage("decode"):
@@ -100,6 +106,16 @@ class Worker:
             self.app.rewind(source, offset)
 
 
+def _check_ends(guards: Mapping[Source, int], ends: Mapping[Source, int]) -> None:
+    """Raise LogError where a log ends before its guard: what is new in it would be taken for what was applied."""
+    for source, end in ends.items():
+        if end < guards[source]:
+            raise LogError(
+                f"{source} ends at offset {end}, and the store has applied it up to {guards[source]}: the topic was made anew, or lost its "
+                "end, while the store still counts the old one. Rebuild into a new generation from the log that is there."
+            )
+
+
 async def _patiently(call: Callable[[], Awaitable[T]]) -> T:
     """Call the store again while it does not answer. Raises StoreAwayError when patience ends."""
     deadline = time.monotonic() + STORE_PATIENCE_S
@@ -114,6 +130,9 @@ async def _patiently(call: Callable[[], Awaitable[T]]) -> T:
 
 
 def _observe(decoded: Decoded) -> None:
+    """Count what was new: a stretch that is read to know repeats again was counted before."""
     batch = decoded.batch
-    metrics.EVENTS.labels(batch.source.topic).inc(len(batch.records) - len(decoded.bad))
-    metrics.FRESHNESS.observe(max(time.time() - batch.records[-1].timestamp / 1000, 0))
+    metrics.EVENTS.labels(batch.source.topic).inc(decoded.good_count)
+    metrics.REPEATS.labels(batch.source.topic).inc(decoded.repeats_count)
+    if decoded.good_count:
+        metrics.FRESHNESS.observe(max(time.time() - batch.records[-1].timestamp / 1000, 0))

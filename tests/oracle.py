@@ -4,6 +4,7 @@ This shares no code with the product: it reads the published .avsc files and the
 own words. Where it and the product differ, one of them is wrong.
 
     a record is good if its bytes are one whole record of its topic, its ids are there and short, and its times can be
+    an event counts once: not if the same record, tenant, request and item stands in the 65,536 offsets before it in its partition
     a tile counts if newest - n < tile <= newest, with newest = as_of // hop, n = span // hop, tile = ts // hop
     a tombstone sets a floor: tiles that start before it never count, events before it are not activity
     a field says what the content or user record with the highest (ts_ms, offset, partition) said
@@ -39,6 +40,7 @@ VALUE_BYTES_MAX = 262_144
 ID_BYTES_MAX = 128
 TS_MS_MAX = 9_223_372_036_854
 DWELL_MS_MAX = 86_400_000
+REPEAT_OFFSETS = 65_536
 AHEAD_MS_MAX = 300_000
 #: What fastavro and json raise for bytes that are not what they should be.
 NOT_A_RECORD = (
@@ -71,6 +73,15 @@ class Event(NamedTuple):
     dwell_sum_ms: int
 
 
+class Sent(NamedTuple):
+    """A good event where it stands in its partition: what is the same when it is sent again, what it adds, and to whom."""
+
+    offset: int
+    identity: tuple[str, str, str, str]
+    added: Event
+    entities: tuple[Entity, ...]
+
+
 class Profile(NamedTuple):
     """What one content or user record said; fields are None for a tombstone. The highest of an entity's stands."""
 
@@ -85,19 +96,28 @@ class Oracle:
 
     records: in any order; each offset of a partition counts once, however often it is given. windows: which to sum; kinds that are not
     named have no records. prefix: before every topic's name in the log. schemas: of a registry, by number or GUID, as .avsc files say them.
+    repeat_offsets: how far back in its partition an event may stand already, so that it does not count again; 0 counts all.
     """
 
     def __init__(
-        self, records: Iterable[RawRecord], windows: Windows, prefix: str = "", schemas: Mapping[int | UUID, Any] | None = None
+        self,
+        records: Iterable[RawRecord],
+        windows: Windows,
+        prefix: str = "",
+        schemas: Mapping[int | UUID, Any] | None = None,
+        repeat_offsets: int = REPEAT_OFFSETS,
     ) -> None:
         """Look at every record once."""
         self.windows = windows
         self.entities: set[Entity] = set()
         #: Records that belong into dead-letters: topic, partition, offset.
         self.bad: set[Place] = set()
+        #: Events that do not count because they stand in the log already.
+        self.repeats: set[Place] = set()
         self.events: dict[Entity, list[Event]] = defaultdict(list)
         self.profiles: dict[Entity, list[Profile]] = defaultdict(list)
         self._reader = Reader(schemas or {})
+        self._sent: dict[tuple[str, int], list[Sent]] = defaultdict(list)
         seen = set()
         for record in records:
             topic = record.topic.removeprefix(prefix)
@@ -109,6 +129,8 @@ class Oracle:
                 self._take(topic, record)
             except BadRecordError:
                 self.bad.add(place)
+        for (topic, partition), sent in self._sent.items():
+            self._count(topic, partition, sent, repeat_offsets)
         self.entities.update(self.events, self.profiles)
 
     def counts(self, entity: Entity, as_of_ms: int) -> dict[str, tuple[int, int, int, int]]:
@@ -158,9 +180,22 @@ class Oracle:
             0 if dwell_ms is None else 1,
             0 if dwell_ms is None else dwell_ms,
         )
-        for kind in self.windows:
-            if event[EVENT_IDS[kind]] is not None:
-                self.events[event["tenant"], kind, event[EVENT_IDS[kind]]].append(added)
+        identity = (event["record"], event["tenant"], event["request_id"], event["item_id"])
+        named = [(event["tenant"], kind, event[EVENT_IDS[kind]]) for kind in self.windows]
+        entities = tuple(entity for entity in named if entity[2] is not None)
+        self._sent[topic, record.partition].append(Sent(record.offset, identity, added, entities))
+
+    def _count(self, topic: str, partition: int, sent: list[Sent], repeat_offsets: int) -> None:
+        """Walk one partition in order, and count what did not stand a little before."""
+        stood: dict[tuple[str, str, str, str], int] = {}
+        for offset, identity, added, entities in sorted(sent, key=lambda event: event.offset):
+            before = stood.get(identity)
+            stood[identity] = offset
+            if before is not None and before >= offset - repeat_offsets:
+                self.repeats.add((topic, partition, offset))
+                continue
+            for entity in entities:
+                self.events[entity].append(added)
 
     def _take_profile(self, topic: str, record: RawRecord) -> None:
         kind, id_field = PROFILES[topic]

@@ -162,7 +162,7 @@ def events(count: int, seed: int = 0, users: int = 40, items: int = 25) -> list[
     found: list[Event] = []
     for number in range(count):
         fields: dict[str, Any] = {
-            "request_id": f"r{seed}-{number // 10}",
+            "request_id": f"r{seed}-{number}",
             "user_id": f"u{draw.randrange(users)}",
             "item_id": f"i{draw.randrange(items)}",
             "ts_ms": now_ms - draw.randrange(60_000),

@@ -13,6 +13,7 @@ from online_store.ingest import Ingest
 from online_store.memory import MemoryStore
 from online_store.store import OnlineStore
 from schemas import avro, codec
+from schemas.columnar.repeats import REPEAT_OFFSETS
 from schemas.features import REGISTRY, Registry
 from schemas.records import Click, Content, Dwell, Impression, Record, User
 from schemas.topics import SOURCES, TOPICS, Batch, Headers, Source, StoredRecord, Topic
@@ -131,9 +132,11 @@ class Log:
         return (record for source in self.sources for record in self.partitions[source])
 
 
-async def replay(log: Log, store: OnlineStore, registry: Registry = REGISTRY, rows_max: int = 1_000) -> Ingest:
+async def replay(
+    log: Log, store: OnlineStore, registry: Registry = REGISTRY, rows_max: int = 1_000, repeat_offsets: int = REPEAT_OFFSETS
+) -> Ingest:
     """Read a log from where the store stands to its end."""
-    ingest = Ingest(store, registry, SCHEMA_IDS)
+    ingest = Ingest(store, registry, SCHEMA_IDS, repeat_offsets)
     for source, start in (await ingest.positions(log.sources)).items():
         position = start
         while (found := log.fetch(source, position, rows_max)) is not None:
@@ -142,10 +145,10 @@ async def replay(log: Log, store: OnlineStore, registry: Registry = REGISTRY, ro
     return ingest
 
 
-async def replayed(log: Log, registry: Registry = REGISTRY) -> dict[bytes, bytes]:
+async def replayed(log: Log, registry: Registry = REGISTRY, repeat_offsets: int = REPEAT_OFFSETS) -> dict[bytes, bytes]:
     """Every record that a log says, by key."""
     store = MemoryStore(registry)
-    await replay(log, store, registry)
+    await replay(log, store, registry, repeat_offsets=repeat_offsets)
     return await dump(store)
 
 

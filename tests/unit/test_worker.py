@@ -31,6 +31,10 @@ class Consumer:
         """Count it."""
         self.done_count += 1
 
+    async def ends(self, _: Sequence[Source]) -> dict[Source, int]:
+        """Of no source."""
+        return {}
+
     def end_offset(self, _: Source) -> None:
         """Not known here."""
 
@@ -58,8 +62,8 @@ def begun(store: MemoryStore) -> tuple[Worker, Consumer]:
 
 def log(*users: str) -> Log:
     found = Log()
-    for user in users:
-        found.add(impression(user))
+    for number, user in enumerate(users):
+        found.add(impression(user, request_id=f"r{number}"))
     return found
 
 
@@ -193,15 +197,15 @@ async def test_guards_of_idle_shards_catch_up() -> None:
     await worker.take(fetch(found, 0, 2))
     await worker.settle()
 
-    assert await Ingest(store, REGISTRY).positions([SOURCE]) == {SOURCE: 2}
+    assert await Ingest(store, REGISTRY, repeat_offsets=0).positions([SOURCE]) == {SOURCE: 2}
 
 
 async def test_a_step_that_lands_after_a_new_assignment_hides_no_loss() -> None:
     """A batch under way when the store is emptied and partitions are assigned anew must not carry the position past what was lost."""
     first, other = "a", next(name for name in "bcdefgh" if shard_of("", name, 64) != shard_of("", "a", 64))
     store, found = SlowStore(), Log()
-    for user in (first, first, other, first):
-        found.add(impression(user, model_version=None, item_id=user))
+    for number, user in enumerate((first, first, other, first)):
+        found.add(impression(user, request_id=f"r{number}", model_version=None, item_id=user))
     worker, consumer = begun(store)
     await worker.assign([SOURCE])
     await worker.take(fetch(found, 0, 2))

@@ -1,0 +1,1 @@
+"""Columns of a batch in numpy and numba: what must be done to every event, fast."""
