@@ -4,10 +4,10 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types layers tests format lock clean
+.PHONY: help demo test lint types layers tests chaos-ingest format lock clean
 
 help: ## list every target
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/ready ## run the whole loop on this machine; ARGS="--data DIR --json" replays recorded days
 	$(BIN)/millstream demo $(ARGS)
@@ -26,6 +26,9 @@ layers: .venv/ready ## which folder may import which (import-linter)
 
 tests: .venv/ready ## every test (pytest); ARGS="-k name" for some
 	$(BIN)/python -m pytest $(ARGS)
+
+chaos-ingest: .venv/ready ## counts against the oracle while workers, store and Kafka fail; ARGS="--scale full --seed 1 --json"
+	$(BIN)/python -m benchmarks.chaos $(ARGS)
 
 format: .venv/ready ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .

@@ -1,0 +1,164 @@
+"""What is done to workers, store and broker, each kind of fault a function over the running parts."""
+
+import os
+import random
+import signal
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import get_args
+
+from benchmarks.chaos.feed import Feed
+from benchmarks.chaos.fleet import Fleet
+from benchmarks.chaos.launcher import STEPS
+from benchmarks.chaos.proxy import Cut
+from benchmarks.chaos.stores import Stores
+from benchmarks.chaos.watch import Watch
+from compose.local import Server
+from tests.workers import wait_until
+
+#: Restarts, joins and leaves are so far apart (seconds).
+APART_S = (3.0, 5.0)
+#: Writes that a failover loses: offsets that the primary acknowledged and the replica never heard of.
+LOST_ROWS = 10_000
+#: A store answers so late (milliseconds), for so long each (seconds).
+DELAYS_MS, DELAY_S = (50, 500, 5_000), 12.0
+#: A store stands still so long (seconds).
+PAUSE_S = 10.0
+#: So long after a loss all guards must be back at the end of the log (seconds), or the harness stops waiting.
+HEAL_S = 120.0
+
+
+@dataclass(slots=True)
+class World:
+    """Everything that runs. session_s: so long a group takes to miss a worker. done: how often each fault was injected."""
+
+    fleet: Fleet
+    stores: Stores
+    feed: Feed
+    watch: Watch
+    broker: Server
+    start_broker: Callable[[], None]
+    draw: random.Random
+    session_s: float
+    done: Counter[str] = field(default_factory=Counter)
+    heals_s: list[float] = field(default_factory=list)
+    writes_lost: int = 0
+
+    def rest(self) -> None:
+        """As long as two faults lie apart."""
+        self.fleet.rest(self.draw.uniform(*APART_S))
+
+    def heal(self) -> None:
+        """Wait until all is applied that the log holds now, and note how long that took."""
+        self.heals_s.append(self.watch.await_ends(HEAL_S, self.fleet.tend))
+
+
+def kills(world: World, count: int) -> None:
+    """Kill -9, half at random moments and half at named steps; one worker joins or leaves now and then."""
+    steps: list[str] = []
+    while len(world.fleet.kills) < count or sum(kill != "random" for kill in world.fleet.kills) < count // 2:
+        at_random = sum(kill == "random" for kill in world.fleet.kills)
+        if at_random < len(world.fleet.kills) / 2:
+            world.fleet.kill(world.draw)
+        else:
+            steps = steps or world.draw.sample(STEPS, len(STEPS))
+            world.fleet.kill_at(steps.pop(), world.draw)
+        world.done["kill -9"] = len(world.fleet.kills)
+        world.rest()
+        if world.draw.random() < 0.2:
+            _join_or_leave(world)
+
+
+def _join_or_leave(world: World) -> None:
+    if len(world.fleet.members) > 3:
+        world.fleet.leave()
+        world.done["leave"] += 1
+    else:
+        world.fleet.join()
+        world.done["join"] += 1
+    world.rest()
+
+
+def zombies(world: World, count: int) -> None:
+    """SIGSTOP for longer than the session, half of them with a batch in hand, then SIGCONT."""
+    for number in range(count):
+        world.fleet.freeze(world.session_s + world.draw.uniform(1.5, 3.0), world.draw, at_step=number % 2 == 0)
+        world.done["zombie"] += 1
+        world.rest()
+
+
+def failovers(world: World, count: int) -> None:
+    """Replication cut, writes acknowledged and lost, primary killed, replica promoted; the feed goes on meanwhile."""
+    for _ in range(count):
+        world.stores.cut_replication()
+        heard = world.watch.applied
+        world.feed.burst(2 * LOST_ROWS)
+        wait_until(lambda heard=heard: world.watch.applied >= heard + LOST_ROWS, timeout_s=60)  # type: ignore[misc]  # a bound default
+        with world.watch.losing():
+            world.writes_lost += world.stores.fail_over()
+        world.done["failover"] += 1
+        world.heal()
+        world.stores.rejoin()
+        world.rest()
+
+
+def emptied(world: World, count: int) -> None:
+    """FLUSHALL, and a store that is killed and comes back with nothing, by turns."""
+    for number in range(count):
+        with world.watch.losing():
+            (world.stores.restart_empty if number % 2 else world.stores.flush)()
+        world.done["restart empty" if number % 2 else "FLUSHALL"] += 1
+        world.heal()
+        world.rest()
+
+
+def slowness(world: World, count: int) -> None:
+    """A store that answers late, stands still, or whose connections end in the middle of a script."""
+    for _ in range(count):
+        for delay_ms in DELAYS_MS:
+            world.stores.front.delay_ms = delay_ms
+            world.fleet.rest(DELAY_S)
+            world.stores.front.delay_ms = 0
+            world.done[f"store {delay_ms} ms late"] += 1
+            world.rest()
+        world.stores.primary.pause(PAUSE_S)
+        world.done["store paused"] += 1
+        world.rest()
+        for part in get_args(Cut) * 5:
+            before = world.stores.front.cuts
+            world.stores.front.cut_script(part)
+            wait_until(lambda before=before: world.stores.front.cuts > before)  # type: ignore[misc]  # a bound default
+            world.done[f"script's {part} cut"] += 1
+        world.rest()
+
+
+def broker_kills(world: World, count: int) -> None:
+    """The broker killed and started again on what it had written."""
+    for _ in range(count):
+        process = world.broker.process()
+        assert process is not None, "the broker does not run"
+        os.kill(process[0], signal.SIGKILL)
+        wait_until(lambda: world.broker.process() is None)
+        world.start_broker()
+        world.done["broker killed"] += 1
+        world.fleet.rest(10.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One run. small, full: how many of the fault at each scale."""
+
+    inject: Callable[[World, int], None]
+    small: int
+    full: int
+
+
+PLANS = {
+    "kills": Plan(kills, 10, 200),
+    "zombies": Plan(zombies, 3, 50),
+    "failovers": Plan(failovers, 1, 20),
+    "emptied": Plan(emptied, 2, 12),
+    "slowness": Plan(slowness, 1, 4),
+    "broker": Plan(broker_kills, 1, 5),
+}
