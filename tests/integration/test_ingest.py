@@ -4,12 +4,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
 import pytest
 import redis
-from confluent_kafka import Producer
+from confluent_kafka import Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from compose import topics
 from compose.local import Server
@@ -119,6 +121,14 @@ def progress(store_url: str, worker: Process) -> Callable[[], bool]:
     return moved
 
 
+def cut_off(kafka_bootstrap: str, prefix: str, starts: dict[str, int]) -> None:
+    """Let partitions begin later, as retention does."""
+    places = [TopicPartition(prefix + name.split("/")[0], int(name.split("/")[1]), start) for name, start in starts.items()]
+    admin = AdminClient({"bootstrap.servers": kafka_bootstrap})
+    for answer in admin.delete_records(places).values():
+        answer.result(10)
+
+
 def flush(store_url: str) -> None:
     with redis.Redis.from_url(store_url) as store:
         store.flushdb()
@@ -148,6 +158,47 @@ def test_killed_workers_count_nothing_twice(short_settings: IngestSettings, stor
         finish(short_settings, store_db, worker)
 
     assert stored(store_db) == counted(feed.sent)
+
+
+def test_repeats_are_known_again_after_kills(short_settings: IngestSettings, store_db: str, tmp_path: Path) -> None:
+    """Everything sent twice, workers killed and restarted in between and in the middle of it: each event counts once."""
+    sent = send(short_settings, events(2_000, seed=7))
+    with ingest_worker(tmp_path, short_settings, store_db) as worker:
+        finish(short_settings, store_db, worker)
+        worker.kill()
+    with ingest_worker(tmp_path, short_settings, store_db) as worker:
+        send(short_settings, sent[:1_000])
+        finish(short_settings, store_db, worker)
+        send(short_settings, sent)
+        worker.kill()
+    more = send(short_settings, events(500, seed=8))
+    with ingest_worker(tmp_path, short_settings, store_db) as worker:
+        finish(short_settings, store_db, worker)
+
+    assert stored(store_db) == counted([*sent, *more])
+
+
+def test_repeats_count_where_they_are_switched_off(settings: IngestSettings, store_db: str, tmp_path: Path) -> None:
+    """With a stretch of no offsets, what was sent twice counts twice."""
+    sent = send(settings, send(settings, events(200)))
+    with ingest_worker(tmp_path, replace(settings, repeat_offsets=0), store_db) as worker:
+        finish(settings, store_db, worker)
+
+    assert stored(store_db) == counted([*sent, *sent])
+
+
+def test_a_stretch_that_retention_removed_in_part_stops_nobody(settings: IngestSettings, store_db: str, tmp_path: Path) -> None:
+    """What lies before the guards may be gone: a worker begins with what is left, and counts what comes."""
+    sent = send(settings, events(1_000, seed=1))
+    with ingest_worker(tmp_path, settings, store_db) as worker:
+        finish(settings, store_db, worker)
+    half = {name: end // 2 for name, end in ends(settings.kafka_bootstrap, settings.topic_prefix).items() if end}
+    cut_off(settings.kafka_bootstrap, settings.topic_prefix, half)
+    sent += send(settings, events(500, seed=2))
+    with ingest_worker(tmp_path, settings, store_db) as worker:
+        finish(settings, store_db, worker)
+
+    assert stored(store_db) == counted(sent)
 
 
 def test_workers_that_come_and_go_count_nothing_twice(settings: IngestSettings, store_db: str, tmp_path: Path) -> None:

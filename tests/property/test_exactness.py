@@ -245,6 +245,56 @@ async def test_a_store_that_lived_through_anything_holds_the_bytes_of_a_replay(l
     assert await dump(await lived(log, random.Random(seed), reach)) == await replayed(log, repeat_offsets=reach)
 
 
+@given(logs(), REACHES, st.integers(1, 4))
+async def test_a_restart_at_every_point_counts_no_repeat(log: Log, reach: int, rows_max: int) -> None:
+    """A new worker after every batch: each reads again what it must know, and applies what comes next."""
+    store, source_ends = MemoryStore(REGISTRY), {source: log.end(source) for source in log.sources}
+    for source, end in source_ends.items():
+        applied = 0
+        while applied < end:
+            ingest = Ingest(store, REGISTRY, SCHEMA_IDS, reach)
+            position = (await ingest.positions([source]))[source]
+            while position <= applied and (batch := log.fetch(source, position, rows_max)):
+                position = await ingest.apply(ingest.decode(batch))
+            applied = position
+
+    assert await dump(store) == await replayed(log, repeat_offsets=reach)
+
+
+async def test_what_was_said_and_done_is_not_said_again() -> None:
+    """A stretch that is read to know repeats again brings no dead letters, no events and no repeats that were counted before."""
+    log = Log()
+    log.append(raw(b"noise"))
+    for request_id in ("r1", "r1", "r2", "r1"):
+        log.add(click(request_id=request_id))
+    (source,) = log.sources
+    store = MemoryStore(REGISTRY)
+    await (await replay(log, store)).settle(source)
+    log.append(raw(b"noise"))
+    log.add(click(request_id="r2"))
+    log.add(click(request_id="r3"))
+    ingest = Ingest(store, REGISTRY)
+    start = (await ingest.positions([source]))[source]
+    batch = log.fetch(source, start, 100)
+    assert batch is not None
+    decoded = ingest.decode(batch)
+
+    told = ([bad.record.offset for bad in decoded.bad], decoded.good_count, decoded.repeats_count)
+    assert (start, told) == (0, ([5], 1, 1))
+
+
+async def test_profiles_are_read_from_the_guards() -> None:
+    """Content and users have no repeats: the newest counts."""
+    log = Log()
+    for number_ in range(3):
+        log.add(content(f"i{number_}"))
+    (source,) = log.sources
+    store = MemoryStore(REGISTRY)
+    await (await replay(log, store)).settle(source)
+
+    assert await Ingest(store, REGISTRY).positions([source]) == {source: 3}
+
+
 async def clicks_of_one(count: int) -> tuple[Ingest, list[Batch]]:
     """A worker over a store, and clicks of one user on one item, a batch each."""
     log = Log()
