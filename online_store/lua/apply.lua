@@ -11,7 +11,9 @@
 -- static_bytes, tile_ms, ttl_ms, blank, and a ring a window {slots, hop_ms}, in the order in which they stand in the record.
 
 local ROW, TILE = '<I4I4I4I4I4I8i8', '<I4I4I4I4I8'
-local ROW_BYTES, TILE_BYTES = 36, 24
+local ROW_BYTES, TILE_BYTES, VERSION = 36, 24, 2
+-- What Lua's stack holds in one call (LUAI_MAXCSTACK is 8000).
+local ARGUMENTS_MAX = 4000
 local LAST, FLOOR = 2, 3
 local unpack_all, unpack, pack, sub, byte, concat = unpack, struct.unpack, struct.pack, string.sub, string.byte, table.concat
 
@@ -29,20 +31,27 @@ end
 local layouts, raws, numbers, closed, static, whole = {}, {}, {}, {}, {}, {}
 local function ring_at(r) return FLOOR + 6 * (r - 1) end
 
+-- MGET takes what is no string for nothing; GET says so.
+local function read(from, to)
+  for place, raw in ipairs(redis.call('MGET', unpack_all(KEYS, from, to))) do
+    raws[from + place - 2] = raw or redis.call('GET', KEYS[from + place - 1])
+  end
+end
+for from = 2, count + 1, ARGUMENTS_MAX do read(from, math.min(from + ARGUMENTS_MAX - 1, count + 1)) end
+
 for i = 1, count do
-  local layout = LAYOUTS[byte(kinds, i)]
-  local raw = redis.call('GET', KEYS[i + 1])
+  local layout, raw = LAYOUTS[byte(kinds, i)], raws[i]
   if not layout then return redis.error_reply('ERR no such kind: ' .. byte(kinds, i)) end
-  if not raw then raw, whole[i] = layout.blank, true end
+  if not raw then raw, raws[i], whole[i] = layout.blank, layout.blank, true end
   local bytes, found = layout.front_bytes, nil
-  if #raw >= bytes and byte(raw, 1) == byte(layout.blank, 1) then
+  if #raw >= bytes and byte(raw, 1) == VERSION then
     found = {unpack(layout.head, raw)}
-    for r = 1, #layout do bytes = bytes + found[ring_at(r) + 1] * TILE_BYTES end
+    for b = FLOOR + 1, FLOOR + 6 * #layout, 6 do bytes = bytes + found[b] * TILE_BYTES end
   end
   if not found or #raw ~= bytes then
     return redis.error_reply('ERR ' .. KEYS[i + 1] .. ' is not a record of this registry: ' .. #raw .. ' bytes, not ' .. bytes)
   end
-  layouts[i], raws[i], numbers[i] = layout, raw, found
+  layouts[i], numbers[i] = layout, found
 end
 
 local function open_up(i)
@@ -108,26 +117,14 @@ local function add_late(tiles, tile, impressions, clicks, dwell_count, dwell_sum
   return sub(tiles, 1, at - 1) .. pack(TILE, tile, impressions, clicks, dwell_count, dwell_sum) .. sub(tiles, behind)
 end
 
-local function add(i, base, impressions, clicks, dwell_count, dwell_sum, newest)
-  local layout, n = layouts[i], numbers[i]
-  local floor = n[FLOOR]
-  if newest >= floor and newest > n[LAST] then n[LAST] = newest end
-  local start = base * layout.tile_ms
-  for r = 1, #layout do
-    local ring, b = layout[r], ring_at(r)
-    local tile = (start - start % ring.hop_ms) / ring.hop_ms
-    if tile * ring.hop_ms >= floor then
-      if tile > n[b + 2] then
-        local tiles = closed[i] or open_up(i)
-        tiles[r] = advance(n, b, tiles[r], ring.slots, tile)
-      end
-      if tile == n[b + 2] then
-        n[b + 3], n[b + 4], n[b + 5], n[b + 6] = n[b + 3] + impressions, n[b + 4] + clicks, n[b + 5] + dwell_count, n[b + 6] + dwell_sum
-      elseif tile > n[b + 2] - ring.slots then
-        local tiles = closed[i] or open_up(i)
-        tiles[r] = add_late(tiles[r], tile, impressions, clicks, dwell_count, dwell_sum)
-      end
-    end
+-- One ring of a row whose tile is not the open one.
+local function add_elsewhere(i, r, b, tile, impressions, clicks, dwell_count, dwell_sum)
+  local n, slots, tiles = numbers[i], layouts[i][r].slots, closed[i] or open_up(i)
+  if tile > n[b + 2] then
+    tiles[r] = advance(n, b, tiles[r], slots, tile)
+    n[b + 3], n[b + 4], n[b + 5], n[b + 6] = impressions, clicks, dwell_count, dwell_sum
+  elseif tile > n[b + 2] - slots then
+    tiles[r] = add_late(tiles[r], tile, impressions, clicks, dwell_count, dwell_sum)
   end
 end
 
@@ -147,8 +144,23 @@ end
 
 for at = 1, #rows, ROW_BYTES do
   local i, base, impressions, clicks, dwell_count, dwell_sum, newest = unpack(ROW, rows, at)
-  if not layouts[i + 1] then return redis.error_reply('ERR a row names record ' .. i .. ' of ' .. count) end
-  add(i + 1, base, impressions, clicks, dwell_count, dwell_sum, newest)
+  i = i + 1
+  local layout, n = layouts[i], numbers[i]
+  if not layout then return redis.error_reply('ERR a row names record ' .. i - 1 .. ' of ' .. count) end
+  local floor, start, b = n[FLOOR], base * layout.tile_ms, FLOOR
+  if newest >= floor and newest > n[LAST] then n[LAST] = newest end
+  for r = 1, #layout do
+    local hop = layout[r].hop_ms
+    local tile = (start - start % hop) / hop
+    if tile * hop >= floor then
+      if tile == n[b + 2] then
+        n[b + 3], n[b + 4], n[b + 5], n[b + 6] = n[b + 3] + impressions, n[b + 4] + clicks, n[b + 5] + dwell_count, n[b + 6] + dwell_sum
+      else
+        add_elsewhere(i, r, b, tile, impressions, clicks, dwell_count, dwell_sum)
+      end
+    end
+    b = b + 6
+  end
 end
 
 for i = 1, count do
