@@ -4,10 +4,10 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types layers tests chaos-ingest format lock clean
+.PHONY: help demo test lint types layers tests chaos-ingest bench-ingest bench-freshness bench-memory soak-backpressure format lock clean
 
 help: ## list every target
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/ready ## run the whole loop on this machine; ARGS="--data DIR --json" replays recorded days
 	$(BIN)/millstream demo $(ARGS)
@@ -30,20 +30,38 @@ tests: .venv/ready ## every test (pytest); ARGS="-k name" for some
 chaos-ingest: .venv/ready ## counts against the oracle while workers, store and Kafka fail; ARGS="--scale full --seed 1 --json"
 	$(BIN)/python -m benchmarks.chaos $(ARGS)
 
+bench-ingest: .venv/ready .venv-peers/ready ## events a core carries, beside other engines; ARGS="--only millstream --runs 1" for a part
+	$(BIN)/python -m benchmarks.ingest $(ARGS)
+
+bench-freshness: .venv/ready ## from an event's producing to its count in the store, at three rates
+	$(BIN)/python -m benchmarks.freshness $(ARGS)
+
+bench-memory: .venv/ready ## what a million users and their items take in the store
+	$(BIN)/python -m benchmarks.memory $(ARGS)
+
+soak-backpressure: .venv/ready ## a store that stands still while producers go on; ARGS="--minutes 1" for less than ten
+	$(BIN)/python -m benchmarks.backpressure $(ARGS)
+
 format: .venv/ready ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: .venv/ready ## resolve pyproject.toml into requirements.lock, with hashes
+lock: .venv/ready ## resolve pyproject.toml into requirements.lock and benchmarks/peers.lock, with hashes
 	$(BIN)/uv pip compile --all-extras --generate-hashes --python-version 3.11 --no-annotate --no-header pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile --group peers --generate-hashes --python-version 3.11 --no-annotate --no-header -o benchmarks/peers.lock
 
 clean: ## remove what these targets made
 	-test ! -x $(BIN)/millstream || $(BIN)/millstream stack down --remove-data
-	rm -rf .venv .state build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-peers .state build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 .venv/ready: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "Python 3.11 is needed: PYTHON=/path/to/python3.11 make")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv-peers/ready: benchmarks/peers.lock
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check --require-hashes -r benchmarks/peers.lock
 	@touch $@

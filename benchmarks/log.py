@@ -27,14 +27,18 @@ def create(bootstrap: str, name: str) -> str:
     return prefix
 
 
-def produce(bootstrap: str, prefix: str, feed: Feed, values: Sequence[bytes]) -> None:
-    """Send a feed in order, keyed by user, with event times as Kafka's, by librdkafka's defaults; back when Kafka has it all."""
+def produce(bootstrap: str, prefix: str, feed: Feed, values: Sequence[bytes], *, by_item: bool = False) -> None:
+    """Send a feed in order, with event times as Kafka's, by librdkafka's defaults; back when Kafka has it all.
+
+    Keyed and parted by user; by_item: by item, and all of it to one topic, as peers want it that count by key.
+    """
     refused: list[object] = []
     producer = Producer({"bootstrap.servers": bootstrap, "queue.buffering.max.messages": QUEUE_MESSAGES_MAX, "log_level": 0})
-    names = [prefix + IMPRESSIONS.name, prefix + CLICKS.name]
-    keys = wire.user_ids(feed.user).tobytes()
+    names = [prefix + IMPRESSIONS.name, prefix + (IMPRESSIONS if by_item else CLICKS).name]
+    keys = (wire.item_ids(feed.item) if by_item else wire.user_ids(feed.user)).tobytes()
+    partitions = (feed.item if by_item else feed.partition) % PARTITIONS_COUNT
     width = len(keys) // len(feed)
-    rows = zip(feed.is_click.tolist(), feed.partition.tolist(), feed.ts_ms.tolist(), values, strict=True)
+    rows = zip(feed.is_click.tolist(), partitions.tolist(), feed.ts_ms.tolist(), values, strict=True)
     for row, (is_click, partition, ts_ms, value) in enumerate(rows):
         if row % 1_000 == 0:
             while len(producer) > QUEUE_MESSAGES_MAX - 1_000:

@@ -1,6 +1,7 @@
 """`python -m benchmarks.ingest`: how many events a second one core carries, in Millstream and in others, on one feed in one run."""
 
 import argparse
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,6 +21,18 @@ NOTES = (
 
 COLUMNS = ("events_per_s", "events_per_cpu_s", "worker_us_per_event", "store_us_per_event", "touched_entities_per_event", "rss_mb_max")
 
+#: Title, module in benchmarks/peers, variant, events of its feed.
+PEERS = (
+    ("Quix Streams, hopping 1 h / 10 s", "quix_streams", "hopping", 2_000),
+    ("Quix Streams, tumbling 10 s", "quix_streams", "tumbling", 100_000),
+    ("Bytewax, sliding 1 h / 10 s", "bytewax_flow", "sliding", 20_000),
+    ("Bytewax, tumbling 10 s", "bytewax_flow", "tumbling", 200_000),
+    ("Faust, hopping table 1 h / 10 s", "stock_faust", "table", 400),
+    ("Faust, a dict", "stock_faust", "dict", 100_000),
+)
+#: A feed, and the prefix of the topics that hold it.
+Sent = tuple[feeds.Feed, str]
+
 
 class Bench:
     """One stack, one feed, rows of repeated runs."""
@@ -30,16 +43,17 @@ class Bench:
         self.worker_cores = worker_cores
         self.arguments = arguments
         self.rows: dict[str, results.Result] = {}
-        self._sent: dict[tuple[str, bool], tuple[feeds.Feed, str]] = {}
+        self._sent: dict[tuple[str, int, bool, bool], Sent] = {}
 
-    def sent(self, form: str = wire.AVRO, *, hot: bool = False) -> tuple[feeds.Feed, str]:
-        """The feed and the prefix of the topics that hold it; sent when first asked for."""
-        if (form, hot) not in self._sent:
-            feed = feeds.make(self.arguments.events, self.arguments.seed, hot=hot)
-            prefix = log.create(self.stack.kafka_bootstrap, f"bench-{form}{'-hot' if hot else ''}")
-            log.produce(self.stack.kafka_bootstrap, prefix, feed, wire.values(feed, form))
-            self._sent[form, hot] = (feed, prefix)
-        return self._sent[form, hot]
+    def sent(self, form: str = wire.AVRO, events_max: int = sys.maxsize, *, hot: bool = False, by_item: bool = False) -> Sent:
+        """The feed and the prefix of the topics that hold it; sent when first asked for. events_max: a shorter feed, for slow peers."""
+        what = (form, events_max, hot, by_item)
+        if what not in self._sent:
+            feed = feeds.make(min(self.arguments.events, events_max), self.arguments.seed, hot=hot)
+            prefix = log.create(self.stack.kafka_bootstrap, f"bench-{form}")
+            log.produce(self.stack.kafka_bootstrap, prefix, feed, wire.values(feed, form), by_item=by_item)
+            self._sent[what] = (feed, prefix)
+        return self._sent[what]
 
     def repeat(self, title: str, once: Callable[[], results.Result]) -> None:
         """A row: --runs runs of it."""
@@ -58,6 +72,13 @@ class Bench:
 def raw(bench: Bench) -> None:
     """What Kafka's client and fastavro take, doing nothing with it."""
     bench.repeat("raw consume + fastavro", lambda: peers.run(bench.stack, bench.sent(), "raw", bench.worker_cores))
+
+
+def others(bench: Bench) -> None:
+    """Python stream engines in their own idiom; each variant on as long a feed as it takes some seconds for."""
+    for title, module, variant, events_max in PEERS:
+        feed = bench.sent(events_max=events_max, by_item=module == "quix_streams")
+        bench.repeat(title, functools.partial(peers.run, bench.stack, feed, module, bench.worker_cores, variant))
 
 
 def own(bench: Bench) -> None:
@@ -92,6 +113,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "hot": hot,
     "append-only": append_only,
     "wide": wide,
+    "peers": others,
 }
 
 
@@ -103,6 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     worker_cores, server_cores = machine.cores()
     with running(server_cores) as stack, machine.pinned(server_cores):
         bench = Bench(stack, worker_cores, arguments)
+        bench.sent()
         for part in arguments.only or PARTS:
             PARTS[part](bench)
     results.publish("ingest", arguments, bench.rows, NOTES, COLUMNS, feed=_described(bench))

@@ -32,6 +32,7 @@ def run(stack: Stack, sent: tuple[Feed, str], name: str, cores: set[int], varian
         raise MillstreamError(f"peer {name} ended with {done.returncode}: {done.stderr[-2_000:]}. `make .venv-peers/ready` installs peers.")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     clicks = int(feed.is_click.sum())
-    if result.pop("clicks") != clicks:
-        raise MillstreamError(f"peer {name} {variant} counted other clicks than the {clicks} of the feed: a wrong run has no speed.")
+    if (result["events"], counted := result.pop("clicks")) != (len(feed), clicks):
+        said = f"{counted} clicks in {result['events']} events, the feed has {clicks} in {len(feed)}"
+        raise MillstreamError(f"peer {name} {variant} counted {said}: a wrong run has no speed.")
     return result

@@ -23,7 +23,7 @@ def run(task: Task) -> None:
     done = False
     while not done:
         messages = consumer.consume(BATCH, 0.1)
-        if messages and not task.seen:
+        if messages:
             task.begin()
         for message in messages:
             value = message.value()

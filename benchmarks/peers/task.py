@@ -53,13 +53,13 @@ class Task:
     begun_cpu_s: float = field(default=0.0)
 
     def begin(self) -> None:
-        """The first event is there."""
-        self.begun_s, self.begun_cpu_s = time.perf_counter(), time.process_time()
+        """The first event is there; later calls change nothing."""
+        if not self.begun_s:
+            self.begun_s, self.begun_cpu_s = time.perf_counter(), time.process_time()
 
     def saw(self, count: int = 1) -> bool:
         """Note events as processed. Returns whether those were the last."""
-        if not self.begun_s:
-            self.begin()
+        self.begin()
         self.seen += count
         return self.seen >= self.events
 
