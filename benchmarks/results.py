@@ -4,7 +4,7 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,23 @@ Result = dict[str, Any]
 console = Console(stderr=True)
 
 
-def parser(about: str, events_count: int) -> argparse.ArgumentParser:
+def parser(about: str) -> argparse.ArgumentParser:
     """The flags that every benchmark has."""
     flags = argparse.ArgumentParser(description=about)
     flags.add_argument("--runs", type=int, default=RUNS_COUNT, help="of each row (default: %(default)s)")
-    flags.add_argument("--events", type=int, default=events_count, help="of the feed (default: %(default)s)")
     flags.add_argument("--seed", type=int, default=1, help="of the feed")
     flags.add_argument("--json", action="store_true", help="print the JSON object only")
     flags.add_argument("--save", action="store_true", help=f"write it to {FOLDER.parent.name}/{FOLDER.name} as well")
     return flags
+
+
+def repeated(title: str, runs_count: int, once: Callable[[], Result], shown: str) -> Result:
+    """The summary of so many runs; says `shown` of each as it ends."""
+    runs: list[Result] = []
+    while len(runs) < runs_count:
+        runs.append(once())
+        console.print(f"{title} {len(runs)}/{runs_count}: {shown.replace('_', ' ')} {runs[-1][shown]:,}", highlight=False)
+    return summary(runs)
 
 
 def summary(runs: Sequence[Result]) -> Result:

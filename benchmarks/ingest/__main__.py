@@ -57,11 +57,7 @@ class Bench:
 
     def repeat(self, title: str, once: Callable[[], results.Result]) -> None:
         """A row: --runs runs of it."""
-        runs = []
-        for number in range(self.arguments.runs):
-            runs.append(once())
-            results.console.print(f"{title} {number + 1}/{self.arguments.runs}: {runs[-1]['events_per_s']:,} events/s", highlight=False)
-        self.rows[title] = results.summary(runs)
+        self.rows[title] = results.repeated(title, self.arguments.runs, once, "events_per_s")
 
     def run(self, form: str = wire.AVRO, *, hot: bool = False, append_only: bool = False, **settings: str) -> results.Result:
         """One run of one Millstream worker."""
@@ -119,7 +115,8 @@ PARTS: dict[str, Callable[[Bench], None]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure the chosen parts."""
-    flags = results.parser(__doc__, 1_000_000)
+    flags = results.parser(__doc__)
+    flags.add_argument("--events", type=int, default=1_000_000, help="of the feed (default: %(default)s)")
     flags.add_argument("--only", choices=PARTS, action="append", help="a part; may be given more than once (default: all)")
     arguments = flags.parse_args(argv)
     worker_cores, server_cores = machine.cores()
