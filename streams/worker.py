@@ -36,6 +36,7 @@ class Worker:
         self.ingest = ingest
         self._positions: dict[Source, int] = {}
         self._rewinding: dict[Source, int] = {}
+        self._overdue: dict[Source, int] = {}
         self._locks: dict[Source, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def assign(self, sources: Sequence[Source]) -> Mapping[Source, int]:
@@ -62,8 +63,15 @@ class Worker:
         self.app.done(batch.source)
 
     async def check_guards(self) -> None:
-        """Go back on every source whose guards stand behind us: a store that lost writes is healed though nothing new arrives."""
+        """Go back on every source whose guards stand behind us: a store that lost writes is healed though nothing new arrives.
+
+        What was asked for and did not come since the last look is asked for again: it may have been lost on the way as well.
+        """
         await self._look_after(self.ingest.check)
+        for source, offset in self._rewinding.items():
+            if self._overdue.get(source) == offset:
+                self.app.rewind(source, offset)
+        self._overdue = dict(self._rewinding)
 
     async def settle(self) -> None:
         """Let the guards of shards without rows catch up, so that a restart does not read far back."""
@@ -118,13 +126,14 @@ def _check_ends(guards: Mapping[Source, int], ends: Mapping[Source, int]) -> Non
 
 async def _patiently(call: Callable[[], Awaitable[T]]) -> T:
     """Call the store again while it does not answer. Raises StoreAwayError when patience ends."""
-    deadline = time.monotonic() + STORE_PATIENCE_S
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + STORE_PATIENCE_S
     pauses = iter(STORE_PAUSES_S)
     while True:
         try:
             return await call()
         except StoreAwayError:
-            if time.monotonic() > deadline:
+            if loop.time() > deadline:
                 raise
             await asyncio.sleep(next(pauses, STORE_PAUSES_S[-1]))
 
