@@ -1,0 +1,213 @@
+"""The memory store that ships, behind a network that fails and a primary that forgets.
+
+`Replicas` is the one store of a run; each process sees it through a `Connection`, which passes the steps where a process may be killed.
+"""
+
+import copy
+import random
+import re
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from online_store.keys import Generation
+from online_store.memory import MemoryStore
+from online_store.store import OnlineStore, Step
+from schemas.errors import StoreAwayError
+from schemas.features import REGISTRY
+from schemas.topics import Source
+
+SHARD = re.compile(rb"\{g\d+\.(\d+)\}")
+#: What a run may go back to: so many moments before now.
+SNAPSHOTS_MAX = 4
+
+#: Where a process may be stopped for ever: the name of the step it has come to.
+Passed = Callable[[str], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class Replicas:
+    """A primary, older states of it that a replica may hold, and what is wrong with the way to it.
+
+    shards_count: of a generation that begins here. away_until_s: when each node answers again; a node holds every second shard.
+    refused, unanswered: how many steps fail next, before and after they were applied. stale_accepted: steps whose guard had moved, and
+    which changed something all the same.
+    """
+
+    pick: random.Random
+    shards_count: int
+    now_s: Callable[[], float]
+    primary: MemoryStore = field(default_factory=lambda: MemoryStore(REGISTRY))
+    guards: dict[int, dict[tuple[str, str], int]] = field(default_factory=dict)
+    away_until_s: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    refused: int = 0
+    unanswered: int = 0
+    writes: int = 0
+    stale_refused: int = 0
+    stale_accepted: int = 0
+    snapshots: deque["Snapshot"] = field(default_factory=lambda: deque(maxlen=SNAPSHOTS_MAX))
+
+    async def apply(self, generation: Generation, source: Source, following: int, step: Step) -> int:
+        """One step. Raises StoreAwayError before or after it was applied."""
+        self.answer(step.shard)
+        if self.refused:
+            self.refused -= 1
+            raise StoreAwayError("the connection was reset before the call was sent")
+        standing = await self._apply(generation, source, following, step)
+        self.writes += 1
+        if self.pick.random() < 0.05:
+            self.keep()
+        if self.unanswered:
+            self.unanswered -= 1
+            raise StoreAwayError("the connection was reset before the answer came")
+        return standing
+
+    async def _apply(self, generation: Generation, source: Source, following: int, step: Step) -> int:
+        guards = self.guards.setdefault(step.shard, {})
+        name = (generation.name, str(source))
+        stale = guards.get(name, 0) != step.expected
+        before = state(self.primary) if stale else {}
+        (standing,) = await self.primary.apply(generation, source, following, [step])
+        if not stale:
+            guards[name] = following
+            return standing
+        self.stale_refused += 1
+        self.stale_accepted += state(self.primary) != before
+        return standing
+
+    def answer(self, shard: int | None = None) -> None:
+        """Raise StoreAwayError if the node of a shard, or any node where none is named, does not answer now."""
+        nodes = self.away_until_s if shard is None else [self.away_until_s[shard % 2]]
+        if max(nodes) > self.now_s():
+            raise StoreAwayError("the store does not answer: the simulation has taken it away")
+
+    def keep(self) -> None:
+        """What a replica that lags holds: all that is there now."""
+        self.snapshots.append(Snapshot(state(self.primary), _copied(self.guards)))
+
+    def lose(self, shards: Sequence[int] | None = None) -> None:
+        """A replica takes over that lacks the last acknowledged writes, of some shards or of all and the generation pointer."""
+        old = self.snapshots[0] if self.snapshots else Snapshot({}, {})
+        self.snapshots.clear()
+        if shards is None:
+            self.primary, self.guards = restored(old.store), _copied(old.guards)
+            return
+        self.primary = restored(mixed(state(self.primary), old.store, set(shards)))
+        for shard in shards:
+            self.guards[shard] = dict(old.guards.get(shard, {}))
+
+    async def clear(self) -> None:
+        """FLUSHALL."""
+        self.snapshots.clear()
+        self.guards.clear()
+        await self.primary.clear()
+
+    async def lowest(self, sources: Sequence[Source]) -> dict[Source, int]:
+        """The lowest guard of each source, 0 in an empty store: what a worker would read on from."""
+        generation = await self.primary.current()
+        if generation is None:
+            return dict.fromkeys(sources, 0)
+        found = await self.primary.guards(generation, sources)
+        return dict(zip(sources, found.min(axis=1).tolist(), strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A store's dictionaries and the guards that stood with them."""
+
+    store: dict[str, Any]
+    guards: dict[int, dict[tuple[str, str], int]]
+
+
+def state(store: MemoryStore) -> dict[str, Any]:
+    """All that a memory store holds, copied; its layouts, which never change, are not. A shard without guards is none."""
+    return {name: _copied(held) if isinstance(held, dict) else held for name, held in vars(store).items()}
+
+
+def _copied(held: Mapping[Any, Any]) -> dict[Any, Any]:
+    return {key: copy.copy(value) for key, value in held.items() if value != {}}
+
+
+def restored(held: Mapping[str, Any]) -> MemoryStore:
+    """A memory store that holds this."""
+    store = MemoryStore(REGISTRY)
+    if held:
+        vars(store).update({name: _copied(value) if isinstance(value, dict) else value for name, value in held.items()})
+    return store
+
+
+def mixed(now: Mapping[str, Any], old: Mapping[str, Any], shards: set[int]) -> dict[str, Any]:
+    """What is there now, but for some shards, which are as they were."""
+    found = dict(now)
+    for name, held in now.items():
+        if isinstance(held, dict):
+            kept = {key: value for key, value in held.items() if _shard(key) not in shards}
+            back = {key: value for key, value in old.get(name, {}).items() if _shard(key) in shards}
+            found[name] = {**kept, **back}
+    return found
+
+
+def _shard(key: bytes) -> int | None:
+    named = SHARD.search(key)
+    return int(named[1]) if named else None
+
+
+@dataclass(slots=True)
+class Connection(OnlineStore):
+    """What one process sees of the store. passed: called at every step at which it may be killed or stopped."""
+
+    replicas: Replicas
+    passed: Passed
+
+    async def apply(self, generation: Generation, source: Source, following: int, steps: Sequence[Step]) -> list[int]:
+        """As OnlineStore.apply, shard after shard; where one fails the others of the call may have been applied, as in a cluster."""
+        standing, fault = [], None
+        for step in steps:
+            await self.passed("before a shard")
+            try:
+                standing.append(await self.replicas.apply(generation, source, following, step))
+            except StoreAwayError as error:
+                fault = error
+            await self.passed("after a shard")
+        await self.passed("after apply")
+        if fault:
+            raise fault
+        return standing
+
+    async def guards(self, generation: Generation, sources: Sequence[Source]) -> NDArray[np.int64]:
+        """As OnlineStore.guards."""
+        await self.passed("guards")
+        self.replicas.answer()
+        found = await self.replicas.primary.guards(generation, sources)
+        await self.passed("after guards")
+        return found
+
+    async def begin(self, generation: Generation) -> Generation:
+        """As OnlineStore.begin, with the run's number of shards."""
+        await self.passed("begin")
+        self.replicas.answer()
+        return await self.replicas.primary.begin(msgspec.structs.replace(generation, shards=self.replicas.shards_count))
+
+    async def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """As OnlineStore.read."""
+        return await self.replicas.primary.read(keys)
+
+    async def current(self) -> Generation | None:
+        """As OnlineStore.current."""
+        return await self.replicas.primary.current()
+
+    def records(self, generation: Generation) -> AsyncIterator[bytes]:
+        """As OnlineStore.records."""
+        return self.replicas.primary.records(generation)
+
+    async def keep_answer(self, key: bytes, answer: bytes, ttl_ms: int) -> bytes:
+        """As OnlineStore.keep_answer."""
+        return await self.replicas.primary.keep_answer(key, answer, ttl_ms)
+
+    async def close(self) -> None:
+        """As OnlineStore.close: nothing is held."""
