@@ -79,7 +79,7 @@ def make(events_count: int, seed: int = 1, *, hot: bool = False, begin_ms: int =
     position = np.tile(np.arange(PAGE_ITEMS), pages_count)
     span_ms = events_count * 1000 / events_per_s
     page_ms = begin_ms + np.sort(random.integers(0, int(span_ms), pages_count))
-    item = _pages_of_items(random, pages_count, hot=hot).reshape(-1)
+    item = pages_of_items(random, pages_count, hot=hot).reshape(-1)
     clicked = np.sort(random.choice(shown_count, events_count - shown_count, replace=False))
     clicked_ms = page_ms[page[clicked]] + random.exponential(20_000, len(clicked)).astype(np.int64)
     dwell_ms = random.lognormal(np.log(25_000), 1.0, len(clicked)).clip(500, 3_600_000).astype(np.int64)
@@ -110,12 +110,14 @@ def mixed(numbers: Ints) -> NDArray[np.uint64]:
     return z ^ (z >> np.uint64(31))
 
 
-def _pages_of_items(random: np.random.Generator, pages_count: int, *, hot: bool) -> Ints:
-    """Items of pages, int64 [pages, PAGE_ITEMS], none twice on a page but the hot one."""
-    weights = 1 / np.arange(1, ITEMS_COUNT + 1)
+def pages_of_items(
+    random: np.random.Generator, pages_count: int, page_items: int = PAGE_ITEMS, items_count: int = ITEMS_COUNT, *, hot: bool = False
+) -> Ints:
+    """Items of pages, int64 [pages, page_items], none twice on a page but the hot one."""
+    weights = 1 / np.arange(1, items_count + 1)
     weights[0] = 0 if hot else 1
     heights = np.cumsum(weights / weights.sum())
-    items = np.searchsorted(heights, random.random((pages_count, PAGE_ITEMS)) * heights[-1], side="right")
+    items = np.searchsorted(heights, random.random((pages_count, page_items)) * heights[-1], side="right")
     while (again := _repeated(items)).any():
         items[again] = np.searchsorted(heights, random.random(int(again.sum())) * heights[-1], side="right")
     if hot:
@@ -124,7 +126,7 @@ def _pages_of_items(random: np.random.Generator, pages_count: int, *, hot: bool)
 
 
 def _repeated(items: Ints) -> NDArray[np.bool_]:
-    """Where a page shows an item that it has shown before, bool [pages, PAGE_ITEMS]."""
+    """Where a page shows an item that it has shown before, bool, as items."""
     repeated = np.zeros(items.shape, dtype=np.bool_)
     for place in range(1, items.shape[1]):
         repeated[:, place] = (items[:, :place] == items[:, place : place + 1]).any(axis=1)

@@ -1,0 +1,1 @@
+"""What the store takes for a million active users and their items."""
