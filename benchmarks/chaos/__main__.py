@@ -6,12 +6,13 @@ The last line is JSON. Exit code 1: an entity is wrong, a dead letter is, a guar
 import argparse
 import json
 import sys
-import tempfile
-from pathlib import Path
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from typing import Any
 
-from benchmarks.chaos.faults import PLANS
-from benchmarks.chaos.runs import STALL_S_MAX, Report, Scale, play
+from benchmarks.chaos.faults import PLANS, Plan
+from benchmarks.chaos.runs import STALL_S_MAX, Report, Scale, play_plan
 from benchmarks.machine import described
 from benchmarks.results import FOLDER
 
@@ -26,6 +27,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", choices=PLANS, action="append", help="this run alone; may be given again")
     parser.add_argument("--count", type=int, help="how many faults a run injects, in place of the scale's")
     parser.add_argument("--events-per-s", type=int, default=500, help="the feed's pace (default 500)")
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side, each with servers of its own (default 2)")
     parser.add_argument("--save", action="store_true", help=f"write the result, with machine and versions, to {RESULTS.name}")
     parser.add_argument("--json", action="store_true", help="say nothing but the last line")
     return parser.parse_args()
@@ -56,32 +58,38 @@ def summary(reports: list[Report], seed: int) -> dict[str, Any]:
         "heal_seconds_max": max((heal for report in reports for heal in report.heals_s), default=None),
         "stall_seconds_max": max(report.stall_s_max for report in reports),
         "workers_exited": sum(len(report.exits) for report in reports),
-        "seconds": round(sum(report.seconds for report in reports), 1),
         "seeds": [seed],
         "by_run": [report.as_json() for report in reports],
     }
 
 
+def played(asked: argparse.Namespace) -> list[Report]:
+    """Every run that was asked for, so many side by side, each in a process of its own."""
+    names = asked.only or list(PLANS)
+    with ProcessPoolExecutor(asked.jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        under_way = [pool.submit(play_plan, name, asked.seed, _scale(asked, PLANS[name])) for name in names]
+        for report in as_completed(under_way):
+            if not asked.json:
+                sys.stderr.write(json.dumps(report.result().as_json()) + "\n")
+        return [report.result() for report in under_way]
+
+
+def _scale(asked: argparse.Namespace, plan: Plan) -> Scale:
+    return Scale(asked.count or getattr(plan, asked.scale), asked.events_per_s, speed=300 if asked.scale == "small" else 60)
+
+
 def main() -> int:
     """Play every run that was asked for; 1 if anything is wrong."""
     asked = arguments()
-    reports = []
-    for name in asked.only or PLANS:
-        plan = PLANS[name]
-        count = asked.count or getattr(plan, asked.scale)
-        scale = Scale(count, asked.events_per_s, speed=300 if asked.scale == "small" else 60)
-        with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as folder:
-            reports.append(play(name, plan, asked.seed, scale, Path(folder)))
-        if not asked.json:
-            sys.stderr.write(json.dumps(reports[-1].as_json()) + "\n")
-    found = summary(reports, asked.seed)
+    begun_s = time.monotonic()
+    reports = played(asked)
+    found = summary(reports, asked.seed) | {"seconds": round(time.monotonic() - begun_s, 1)}
     if asked.save:
         FOLDER.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps({**found, "scale": asked.scale, "machine": described()}, indent=1) + "\n")
-    for report in reports:
+        RESULTS.write_text(json.dumps({**found, "scale": asked.scale, "jobs": asked.jobs, "machine": described()}, indent=1) + "\n")
+    for report in filter(Report.is_wrong, reports):
         for fault in report.verdict.wrong[:10]:
             sys.stderr.write(f"{report.name}: {fault}\n")
-    for report in filter(Report.is_wrong, reports):
         again = f'make chaos-ingest ARGS="--seed {asked.seed} --scale {asked.scale} --only {report.name}"'
         sys.stderr.write(f"{report.name} is wrong, or stood still for over {STALL_S_MAX} s: {again}\n")
     sys.stdout.write(json.dumps(found) + "\n")

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import tempfile
 import time
 from collections import Counter
 from contextlib import ExitStack
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.chaos.faults import Plan, World
+from benchmarks.chaos.faults import PLANS, Plan, World
 from benchmarks.chaos.feed import PARTITIONS, Feed
 from benchmarks.chaos.fleet import Fleet
 from benchmarks.chaos.stores import Stores
@@ -84,6 +85,12 @@ class Report:
         }
 
 
+def play_plan(name: str, seed: int, scale: Scale) -> Report:
+    """Play one of PLANS in a folder that is removed afterwards."""
+    with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as folder:
+        return play(name, PLANS[name], seed, scale, Path(folder))
+
+
 def play(name: str, plan: Plan, seed: int, scale: Scale, folder: Path) -> Report:
     """Start everything, inject, drain, compare; everything that was started is stopped."""
     begun_s = time.monotonic()
@@ -98,6 +105,8 @@ def play(name: str, plan: Plan, seed: int, scale: Scale, folder: Path) -> Report
         with feed, Watch(bootstrap, prefix, lambda: stores.primary.client) as watch:
             world = World(fleet, stores, feed, watch, broker, start_broker, random.Random(seed), SHORT_SESSION_S)  # noqa: S311  # data by a seed, no secret
             fleet.rest(WARM_UP_S)
+            watch.await_ends(DRAIN_S, fleet.tend)
+            watch.begin()
             plan.inject(world, scale.faults)
             feed.stop()
             drain_s = watch.await_ends(DRAIN_S, fleet.tend)

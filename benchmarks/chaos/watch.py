@@ -33,7 +33,7 @@ class Watch:
         """store: a client of where the store is now."""
         self.stall_seconds_max, self.stalled, self.backwards = 0.0, "", 0
         self.applied = 0
-        self._admin = AdminClient({"bootstrap.servers": kafka_bootstrap, "log_level": 0})
+        self._bootstrap = kafka_bootstrap
         self._places = {
             TopicPartition(prefix + name, partition): f"{name}/{partition}" for name in SOURCE_NAMES for partition in range(PARTITIONS)
         }
@@ -55,6 +55,11 @@ class Watch:
         self._stop.set()
         self._thread.join()
 
+    def begin(self) -> None:
+        """Everything works: count stalls from here, not from when the workers were started."""
+        self._progress_s[:] = time.monotonic()
+        self.stall_seconds_max = 0.0
+
     @contextmanager
     def losing(self) -> Iterator[None]:
         """While the store loses writes, guards may go back."""
@@ -66,7 +71,9 @@ class Watch:
 
     def ends(self) -> NDArray[np.int64]:
         """Where each source ends now. Raises KafkaException while the broker is away."""
-        found = self._admin.list_offsets(dict.fromkeys(self._places, NEWEST), request_timeout=2.0)
+        # A client of its own each time: one that outlives a broker asks the next with an old leader epoch, and is refused for ever.
+        admin = AdminClient({"bootstrap.servers": self._bootstrap, "log_level": 0})
+        found = admin.list_offsets(dict.fromkeys(self._places, NEWEST), request_timeout=2.0)
         by_name = {self._places[place]: answer.result(3.0).offset for place, answer in found.items()}
         return np.array([by_name[source] for source in SOURCES], dtype=np.int64)
 
