@@ -114,6 +114,10 @@ class World:
         """Calls fail after they were applied."""
         self.replicas.unanswered += self.pick.randint(1, 5)
 
+    async def garble(self) -> None:
+        """Calls arrive incomplete."""
+        self.replicas.garbled += self.pick.randint(1, 5)
+
     async def burst_of_poison(self) -> None:
         """Many bad records in a row."""
         self.feed.write_poison(self.pick.randint(5, 20))
@@ -145,6 +149,7 @@ FAULTS: dict[str, Callable[[World], Awaitable[None]]] = {
     "take store away": World.take_store_away,
     "refuse": World.refuse,
     "lose answers": World.lose_answers,
+    "garble": World.garble,
     "burst of poison": World.burst_of_poison,
     "range twice": World.range_twice,
 }

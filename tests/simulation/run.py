@@ -105,7 +105,7 @@ def _heal(world: faults.World) -> None:
     """Nothing is in the way from now on."""
     world.broker.calm = True
     world.broker.mishaps.clear()
-    world.replicas.refused = world.replicas.unanswered = 0
+    world.replicas.refused = world.replicas.unanswered = world.replicas.garbled = 0
     world.replicas.away_until_s = [0.0, 0.0]
     for process in world.group.living():
         process.armed = None

@@ -8,7 +8,7 @@ import random
 import re
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from online_store.keys import Generation
 from online_store.memory import MemoryStore
 from online_store.store import OnlineStore, Step
-from schemas.errors import StoreAwayError
+from schemas.errors import StoreAwayError, StoreError
 from schemas.features import REGISTRY
 from schemas.topics import Source
 
@@ -35,7 +35,8 @@ class Replicas:
     """A primary, older states of it that a replica may hold, and what is wrong with the way to it.
 
     shards_count: of a generation that begins here. away_until_s: when each node answers again; a node holds every second shard.
-    refused, unanswered: how many steps fail next, before and after they were applied. stale_accepted: steps whose guard had moved, and
+    refused, unanswered, garbled: how many steps fail next: before they were sent, after they were applied, because their bytes
+    were not all there. stale_accepted: steps whose guard had moved, and
     which changed something all the same.
     """
 
@@ -47,7 +48,7 @@ class Replicas:
     away_until_s: list[float] = field(default_factory=lambda: [0.0, 0.0])
     refused: int = 0
     unanswered: int = 0
-    writes: int = 0
+    garbled: int = 0
     stale_refused: int = 0
     stale_accepted: int = 0
     snapshots: deque["Snapshot"] = field(default_factory=lambda: deque(maxlen=SNAPSHOTS_MAX))
@@ -58,8 +59,10 @@ class Replicas:
         if self.refused:
             self.refused -= 1
             raise StoreAwayError("the connection was reset before the call was sent")
+        if self.garbled:
+            self.garbled -= 1
+            await self._garble(generation, source, following, step)
         standing = await self._apply(generation, source, following, step)
-        self.writes += 1
         if self.pick.random() < 0.05:
             self.keep()
         if self.unanswered:
@@ -79,6 +82,14 @@ class Replicas:
         self.stale_refused += 1
         self.stale_accepted += state(self.primary) != before
         return standing
+
+    async def _garble(self, generation: Generation, source: Source, following: int, step: Step) -> None:
+        """A step that does not fit is refused whole, and comes again whole. Raises StoreAwayError."""
+        deltas = replace(step.deltas, kinds=step.deltas.kinds + b"\xff")
+        try:
+            await self.primary.apply(generation, source, following, [step._replace(deltas=deltas)])
+        except StoreError as error:
+            raise StoreAwayError("the connection was reset while the call was sent") from error
 
     def answer(self, shard: int | None = None) -> None:
         """Raise StoreAwayError if the node of a shard, or any node where none is named, does not answer now."""
