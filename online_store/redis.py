@@ -1,31 +1,25 @@
-"""The online store on a server that speaks the Redis protocol (Valkey or Redis, 7.0 or newer)."""
+"""The online store on servers that speak the Redis protocol (Valkey or Redis, 7.0 or newer): one, a cluster, or behind sentinels."""
 
 import functools
+import hashlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
 import msgspec
 import numpy as np
+from hiredis import ReplyError
 from numpy.typing import NDArray
 from prometheus_client import Counter
-from redis import asyncio as client
-from redis.exceptions import (
-    BusyLoadingError,
-    NoScriptError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisError,
-    TryAgainError,
-)
-from redis.exceptions import ConnectionError as LostConnectionError
-from redis.exceptions import TimeoutError as NoAnswerError
 
 from online_store.deltas import Deltas
 from online_store.keys import CURRENT, Generation, guard_key, is_record, record_pattern
 from online_store.record import Layout, layouts
+from online_store.servers.address import Tls
+from online_store.servers.node import Node, code_of, pack
+from online_store.servers.routing import Command, Servers
 from online_store.store import Step
-from schemas.errors import SettingsError, StoreAwayError, StoreError
+from schemas.errors import StoreAwayError, StoreError
 from schemas.features import Registry
 from schemas.topics import Source
 
@@ -37,8 +31,16 @@ SCAN_COUNT = 1_000
 LUA_HEAD, LUA_RING = "<Bi8i8", "BI4I4I4I4I8"
 
 STORE_CALLS = Counter("millstream_store_calls", "Calls to the online store, by how they ended.", ["call", "outcome"])
-#: What passes by itself or when an operator acts: a restart, a failover, a full memory.
-PASSING = (LostConnectionError, NoAnswerError, BusyLoadingError, ReadOnlyError, TryAgainError, OutOfMemoryError, OSError)
+#: Refusals that pass by themselves or when an operator acts: a restart, a failover, slots on their way, a full memory or disk.
+PASSING = frozenset(
+    {"LOADING", "BUSY", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "MOVED", "ASK", "TRYAGAIN", "NOREPLICAS", "OOM", "MISCONF"}
+)
+FULL = "ERR max number of clients"
+#: What to do about refusals that do not pass; for any other, a record is at fault.
+ADVICE = {
+    "NOAUTH": "Put user and password into store_url: redis://user:password@host.",
+    "NOPERM": "Grant that to the store's user: docs/operations.md has the whole ACL line.",
+}
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -53,13 +55,18 @@ def _answered(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutin
         try:
             answer = await call(*args, **kwargs)
             outcome = "ok"
-        except PASSING as error:
+        except OSError as error:
             outcome = "away"
             message = f"the store did not answer {call.__name__}: {error!r}. Is it up? `millstream stack status` tells."
             raise StoreAwayError(message) from error
-        except RedisError as error:
-            message = f"the store refused {call.__name__}: {error!r}. Rebuild the generation from the log if a record is at fault."
-            raise StoreError(message) from error
+        except ReplyError as error:
+            if code_of(error) in PASSING or str(error).startswith(FULL):
+                outcome = "away"
+                raise StoreAwayError(
+                    f"the store cannot do {call.__name__} now: {error}. It is tried again; an operator may have to act."
+                ) from error
+            advice = ADVICE.get(code_of(error), "Rebuild the generation from the log if a record is at fault.")
+            raise StoreError(f"the store refused {call.__name__}: {error}. {advice}") from error
         finally:
             STORE_CALLS.labels(call.__name__, outcome).inc()
         return answer
@@ -68,93 +75,102 @@ def _answered(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutin
 
 
 class RedisStore:
-    """An OnlineStore on a Redis-protocol server.
+    """An OnlineStore on Redis-protocol servers.
 
-    url: redis://host:port/database. timeout_s: for each call, connecting included.
+    url: as online_store/servers/address.py says. timeout_s: for each call to a node, connecting included. tls: for rediss URLs.
     """
 
-    def __init__(self, url: str, registry: Registry, timeout_s: float = 5.0) -> None:
+    def __init__(self, url: str, registry: Registry, timeout_s: float = 5.0, tls: Tls | None = None) -> None:
         """Connects at the first call. Raises SettingsError for a url that is none."""
-        try:
-            self._client: Any = client.Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
-        except ValueError as error:
-            message = f"store_url is {url!r}: {error}. Try redis://localhost:6379, or `millstream stack up`."
-            raise SettingsError(message) from error
+        self._servers = Servers(url, timeout_s, tls or Tls())
         self._layouts = list(layouts(registry).values())
-        self._script = lua_layouts(self._layouts) + SCRIPT.read_text()
-        self._sha = ""
+        script = (lua_layouts(self._layouts) + SCRIPT.read_text()).encode()
+        self._script = pack(b"SCRIPT", b"LOAD", script)
+        self._sha = hashlib.sha1(script, usedforsecurity=False).hexdigest().encode()
 
     @_answered
     async def apply(self, generation: Generation, source: Source, following: int, steps: Sequence[Step]) -> list[int]:
-        """As OnlineStore.apply: one pipelined round trip, one script call a shard."""
-        calls = [_script_call(generation, source, following, step) for step in steps]
-        answers = await self._run_scripts(calls) if self._sha else [NoScriptError()]
-        if any(isinstance(answer, NoScriptError) for answer in answers):
-            self._sha = await self._client.script_load(self._script)
-            answers = await self._run_scripts(calls)
-        failed = next((answer for answer in answers if isinstance(answer, Exception)), None)
-        if failed is not None:
-            raise failed
-        return [int(cast("int", answer)) for answer in answers]
+        """As OnlineStore.apply: one script call a shard, one pipelined round trip a node, all nodes at once.
 
-    async def _run_scripts(self, calls: list[tuple[int, list[bytes]]]) -> list[Any]:
-        async with self._client.pipeline(transaction=False) as pipeline:
-            for keys_count, arguments in calls:
-                pipeline.evalsha(self._sha, keys_count, *arguments)
-            return cast("list[Any]", await pipeline.execute(raise_on_error=False))
+        Where it raises, some steps may be applied: asked again, they answer `following`, for that is where their guards stand.
+        """
+        calls = [_script_call(generation, source, following, step) for step in steps]
+        evals = [Command(arguments[0], pack(b"EVALSHA", self._sha, count, *arguments)) for count, arguments in calls]
+        return [int(cast("int", guard)) for guard in _unfailed(await self._servers.run(evals, self._script))]
 
     @_answered
     async def guards(self, generation: Generation, sources: Sequence[Source]) -> NDArray[np.int64]:
         """As OnlineStore.guards."""
         if not sources:
             return np.zeros((0, generation.shards), dtype=np.int64)
-        async with self._client.pipeline(transaction=False) as pipeline:
-            for shard in range(generation.shards):
-                pipeline.hmget(guard_key(generation, shard), [str(source) for source in sources])
-            answers = await pipeline.execute()
+        names = [str(source) for source in sources]
+        keys = [guard_key(generation, shard) for shard in range(generation.shards)]
+        answers = _unfailed(await self._servers.run([Command(key, pack(b"HMGET", key, *names)) for key in keys]))
         return np.array([[int(guard or 0) for guard in answer] for answer in answers], dtype=np.int64).T
 
     @_answered
     async def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """As OnlineStore.read: one MGET."""
-        return cast("list[bytes | None]", await self._client.mget(keys)) if keys else []
+        """As OnlineStore.read: one MGET; in a cluster, one pipelined round trip a node."""
+        if not keys:
+            return []
+        if self._servers.is_cluster:
+            return _unfailed(await self._servers.run([Command(key, pack(b"GET", key)) for key in keys]))
+        return cast("list[bytes | None]", await self._do(b"MGET", *keys))
 
     @_answered
     async def current(self) -> Generation | None:
         """As OnlineStore.current."""
-        found = await self._client.get(CURRENT)
+        found = await self._do(b"GET", CURRENT)
         return msgspec.json.decode(found, type=Generation) if found else None
 
     @_answered
     async def begin(self, generation: Generation) -> Generation:
         """As OnlineStore.begin."""
-        found = await self._client.set(CURRENT, msgspec.json.encode(generation), nx=True, get=True)
+        found = await self._do(b"SET", CURRENT, msgspec.json.encode(generation), b"NX", b"GET")
         return msgspec.json.decode(found, type=Generation) if found else generation
 
     async def records(self, generation: Generation) -> AsyncIterator[bytes]:
-        """As OnlineStore.records."""
+        """As OnlineStore.records: node by node. Keys that move to another node meanwhile may be left out."""
         seen: set[bytes] = set()
-        cursor = -1
-        while cursor:
-            cursor, keys = await self._scan(max(cursor, 0), record_pattern(generation))
-            for key in keys:
-                if key not in seen and is_record(key, generation):
-                    seen.add(key)
-                    yield key
+        for node in await self._primaries():
+            cursor = b""
+            while cursor != b"0":
+                cursor, keys = await self._scan(node, cursor or b"0", record_pattern(generation))
+                for key in keys:
+                    if key not in seen and is_record(key, generation):
+                        seen.add(key)
+                        yield key
 
     @_answered
-    async def _scan(self, cursor: int, pattern: bytes) -> tuple[int, list[bytes]]:
-        return cast("tuple[int, list[bytes]]", await self._client.scan(cursor, match=pattern, count=SCAN_COUNT))
+    async def _primaries(self) -> list[Node]:
+        return await self._servers.primaries()
+
+    @_answered
+    async def _scan(self, node: Node, cursor: bytes, pattern: bytes) -> tuple[bytes, list[bytes]]:
+        command = pack(b"SCAN", cursor, b"MATCH", pattern, b"COUNT", SCAN_COUNT)
+        return cast("tuple[bytes, list[bytes]]", _unfailed(await node.execute(command, 1))[0])
 
     @_answered
     async def keep_answer(self, key: bytes, answer: bytes, ttl_ms: int) -> bytes:
         """As OnlineStore.keep_answer."""
-        kept = await self._client.set(key, answer, nx=True, get=True, px=ttl_ms)
+        kept = await self._do(b"SET", key, answer, b"NX", b"GET", b"PX", ttl_ms)
         return cast("bytes", kept) if kept is not None else answer
 
     async def close(self) -> None:
         """As OnlineStore.close."""
-        await self._client.aclose()
+        await self._servers.close()
+
+    async def _do(self, name: bytes, key: bytes, *arguments: bytes | int) -> Any:  # noqa: ANN401  # whatever that command answers
+        """One command on one key."""
+        return _unfailed(await self._servers.run([Command(key, pack(name, key, *arguments))]))[0]
+
+
+def _unfailed(answers: list[Any]) -> list[Any]:
+    """Answers, unless one of them is a failure: raises the first that is."""
+    for answer in answers:
+        if isinstance(answer, Exception):
+            raise answer
+    return answers
 
 
 def _script_call(generation: Generation, source: Source, following: int, step: Step) -> tuple[int, list[bytes]]:

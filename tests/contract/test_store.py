@@ -1,6 +1,7 @@
 """What every online store does: the memory store and a real server pass one suite, and hold the same bytes."""
 
 import asyncio
+import re
 import subprocess
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from online_store.store import OnlineStore, Step
 from schemas.errors import SettingsError, StoreAwayError, StoreError
 from schemas.features import REGISTRY
 from schemas.topics import Source
+from tests.servers import plain_client
 from tests.services import free_port
 from tests.worlds import NOW_MS, content, dump
 
@@ -30,28 +32,36 @@ GENERATION = Generation(3, REGISTRY.fingerprint)
 SOURCE = Source("clicks", 5)
 LAYOUTS = layouts(REGISTRY)
 KINDS = list(LAYOUTS)
+SERVERS = ["valkey", "redis-7.0", "cluster", "sentinel"]
 
 
-@pytest.fixture(params=["memory", "redis"])
-async def store(request: pytest.FixtureRequest) -> AsyncIterator[OnlineStore]:
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test of stores runs on each sort of store, one of servers on each sort of server."""
+    if "empty_url" in metafunc.fixturenames:
+        sorts = ["memory", *SERVERS] if "store" in metafunc.fixturenames else SERVERS
+        metafunc.parametrize("empty_url", sorts, indirect=True)
+
+
+@pytest.fixture
+async def store(empty_url: str) -> AsyncIterator[OnlineStore]:
     """An empty store of each sort."""
-    made: OnlineStore = MemoryStore(REGISTRY) if request.param == "memory" else RedisStore(request.getfixturevalue("store_db"), REGISTRY)
+    made: OnlineStore = RedisStore(empty_url, REGISTRY) if empty_url else MemoryStore(REGISTRY)
     yield made
     await made.close()
 
 
 @pytest.fixture
-async def redis_store(store_db: str) -> AsyncIterator[RedisStore]:
-    """An empty store on a server."""
-    made = RedisStore(store_db, REGISTRY)
+async def redis_store(empty_url: str) -> AsyncIterator[RedisStore]:
+    """An empty store on servers of each sort."""
+    made = RedisStore(empty_url, REGISTRY)
     yield made
     await made.close()
 
 
 @pytest.fixture
-async def server(store_db: str) -> AsyncIterator[Any]:
-    """The plain client of the server behind redis_store: for looking, and for breaking what stands there."""
-    made = client.Redis.from_url(store_db)
+async def server(empty_url: str) -> AsyncIterator[Any]:
+    """redis-py's client of the servers behind redis_store: for looking, and for breaking what stands there."""
+    made = plain_client(empty_url)
     yield made
     await made.aclose()
 
@@ -70,9 +80,9 @@ def own_server(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
         process.wait()
 
 
-def key(entity_id: str, kind: str = "item", generation: Generation = GENERATION) -> bytes:
-    """The key of one record."""
-    return record_key(generation, Entity("", kind, entity_id))
+def key(entity_id: str, kind: str = "item", generation: Generation = GENERATION, shard: int = 1) -> bytes:
+    """The key of one record, as if its id belonged to this shard: a step's keys live in one slot."""
+    return re.sub(rb"\.\d+}", b".%d}" % shard, record_key(generation, Entity("", kind, entity_id)), count=1)
 
 
 def rows(*adds: tuple[int, int, tuple[int, int, int, int]], kind: str = "item") -> NDArray[Any]:
@@ -80,10 +90,10 @@ def rows(*adds: tuple[int, int, tuple[int, int, int, int]], kind: str = "item") 
     return np.array([(place, ts_ms // LAYOUTS[kind].tile_ms, *counts, ts_ms) for place, ts_ms, counts in adds], ROW)
 
 
-def impressions(*entity_ids: str) -> Deltas:
+def impressions(*entity_ids: str, shard: int = 1) -> Deltas:
     """One impression now for each of these items."""
     added = rows(*((place, NOW_MS, (1, 0, 0, 0)) for place in range(len(entity_ids))))
-    return Deltas([key(entity_id) for entity_id in entity_ids], bytes([KINDS.index("item")]) * len(entity_ids), added, [])
+    return Deltas([key(entity_id, shard=shard) for entity_id in entity_ids], bytes([KINDS.index("item")]) * len(entity_ids), added, [])
 
 
 def random_deltas(random: Random, count: int) -> Deltas:
@@ -115,9 +125,9 @@ async def guard(store: OnlineStore, shard: int = 1) -> int:
     return int((await store.guards(GENERATION, [SOURCE]))[0, shard])
 
 
-async def counted(store: OnlineStore, entity_id: str) -> int:
+async def counted(store: OnlineStore, entity_id: str, shard: int = 1) -> int:
     """Impressions of one item in the shortest window."""
-    return int(read(LAYOUTS["item"], await store.read([key(entity_id)]), NOW_MS).counts[0, 0, 0])
+    return int(read(LAYOUTS["item"], await store.read([key(entity_id, shard=shard)]), NOW_MS).counts[0, 0, 0])
 
 
 async def test_a_step_writes_its_records_and_moves_the_guard(store: OnlineStore) -> None:
@@ -157,9 +167,9 @@ async def test_each_step_of_a_call_stands_for_itself(store: OnlineStore) -> None
     """One shard is ahead, the other is not."""
     await apply(store, impressions("a"), shard=1)
 
-    told = await store.apply(GENERATION, SOURCE, 10, [Step(1, 0, impressions("a")), Step(2, 0, impressions("b"))])
+    told = await store.apply(GENERATION, SOURCE, 10, [Step(1, 0, impressions("a")), Step(2, 0, impressions("b", shard=2))])
 
-    assert (told, await counted(store, "a"), await counted(store, "b")) == ([10, 10], 1, 1)
+    assert (told, await counted(store, "a"), await counted(store, "b", shard=2)) == ([10, 10], 1, 1)
 
 
 async def test_a_call_without_steps_does_nothing(store: OnlineStore) -> None:
@@ -256,22 +266,24 @@ async def test_the_first_answer_is_kept(store: OnlineStore) -> None:
     assert kept == [b"first", b"first"]
 
 
-async def test_an_emptied_store_has_neither_guards_nor_records(store: OnlineStore) -> None:
+async def test_an_emptied_store_has_neither_guards_nor_records(store: OnlineStore, empty_url: str) -> None:
     """The offset lives with the data and goes with it: a step that expects more is refused."""
     await apply(store, impressions("a"))
-    await emptied(store)
+    await emptied(store, empty_url)
 
     told = await apply(store, impressions("a"), 10, 20)
 
     assert (told, await guard(store), await store.read([key("a")]), await store.current()) == (0, 0, [None], None)
 
 
-async def emptied(store: OnlineStore) -> None:
+async def emptied(store: OnlineStore, url: str) -> None:
     """Lose everything, as a store does that comes back without its disk."""
     if isinstance(store, MemoryStore):
         await store.clear()
-    else:
-        await store._client.flushdb()  # type: ignore[attr-defined]  # noqa: SLF001  # no store offers this
+        return
+    plain = plain_client(url)
+    await plain.flushdb()
+    await plain.aclose()
 
 
 MALFORMED: dict[str, Deltas] = {
