@@ -6,7 +6,7 @@ with a weight of 1 / n, and a page never shows an item twice, so the first of 10
 EVENTS_PER_S. Two feeds of one seed are equal.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +52,11 @@ class Feed:
 
     def __len__(self) -> int:
         return len(self.user)
+
+    def rows(self, start: int, stop: int) -> "Feed":
+        """Some of the events, as a feed."""
+        columns = {column.name: getattr(self, column.name)[start:stop] for column in fields(self) if column.name != "seed"}
+        return Feed(self.seed, **columns)
 
     @property
     def is_click(self) -> NDArray[np.bool_]:

@@ -3,6 +3,7 @@
 import itertools
 import os
 from collections.abc import Sequence
+from itertools import islice
 
 from confluent_kafka import Producer
 
@@ -27,38 +28,51 @@ def create(bootstrap: str, name: str) -> str:
     return prefix
 
 
-def produce(bootstrap: str, prefix: str, feed: Feed, values: Sequence[bytes], *, by_item: bool = False) -> None:
-    """Send a feed in order, with event times as Kafka's, by librdkafka's defaults; back when Kafka has it all.
+class Sender:
+    """Sends a feed in order, with event times as Kafka's, by librdkafka's defaults.
 
     Keyed and parted by user; by_item: by item, and all of it to one topic, as peers want it that count by key.
     """
-    refused: list[object] = []
-    producer = Producer({"bootstrap.servers": bootstrap, "queue.buffering.max.messages": QUEUE_MESSAGES_MAX, "log_level": 0})
-    names = [prefix + IMPRESSIONS.name, prefix + (IMPRESSIONS if by_item else CLICKS).name]
-    keys = (wire.item_ids(feed.item) if by_item else wire.user_ids(feed.user)).tobytes()
-    partitions = (feed.item if by_item else feed.partition) % PARTITIONS_COUNT
-    width = len(keys) // len(feed)
-    rows = zip(feed.is_click.tolist(), partitions.tolist(), feed.ts_ms.tolist(), values, strict=True)
-    for row, (is_click, partition, ts_ms, value) in enumerate(rows):
-        if row % 1_000 == 0:
-            while len(producer) > QUEUE_MESSAGES_MAX - 1_000:
-                producer.poll(0.01)
-            producer.poll(0)
-        key = keys[row * width : (row + 1) * width]
-        producer.produce(
-            names[is_click],
-            value,
-            key,
-            partition,
-            timestamp=ts_ms,
-            on_delivery=lambda error, _: refused.append(error) if error else None,
-        )
-    left = producer.flush(FLUSH_S)
-    if left or refused:
-        message = (
-            f"Kafka at {bootstrap} has not taken {left} of {len(feed)} events, and refused {len(refused)}: {refused[:1]}. See its log."
-        )
-        raise LogError(message)
+
+    def __init__(self, bootstrap: str, prefix: str, feed: Feed, values: Sequence[bytes], *, by_item: bool = False) -> None:
+        """Nothing is sent yet. values: the feed's, as benchmarks.wire makes them."""
+        self.sent = 0
+        self._refused: list[object] = []
+        self._producer = Producer({"bootstrap.servers": bootstrap, "queue.buffering.max.messages": QUEUE_MESSAGES_MAX, "log_level": 0})
+        names = [prefix + IMPRESSIONS.name, prefix + (IMPRESSIONS if by_item else CLICKS).name]
+        ids = wire.item_ids(feed.item) if by_item else wire.user_ids(feed.user)
+        keys = (key.tobytes() for key in ids)
+        partitions = (feed.item if by_item else feed.partition) % PARTITIONS_COUNT
+        topics_ = (names[is_click] for is_click in feed.is_click.tolist())
+        self._rows = zip(topics_, values, keys, partitions.tolist(), feed.ts_ms.tolist(), strict=True)
+
+    def send(self, count: int) -> None:
+        """Hand so many more events to the client; waits only where too many wait for Kafka."""
+        for topic, value, key, partition, ts_ms in islice(self._rows, count):
+            self._producer.produce(topic, value, key, partition, on_delivery=self._answered, timestamp=ts_ms)
+            self.sent += 1
+            if self.sent % 1_000 == 0:
+                while len(self._producer) > QUEUE_MESSAGES_MAX - 1_000:
+                    self._producer.poll(0.01)
+                self._producer.poll(0)
+
+    def finish(self) -> None:
+        """Return when Kafka has all that was sent. Raises LogError where it has not."""
+        left = self._producer.flush(FLUSH_S)
+        if left or self._refused:
+            message = f"Kafka did not take {left} of {self.sent} events and refused {len(self._refused)}: {self._refused[:1]}. See its log."
+            raise LogError(message)
+
+    def _answered(self, error: object, _: object) -> None:
+        if error:
+            self._refused.append(error)
+
+
+def produce(bootstrap: str, prefix: str, feed: Feed, values: Sequence[bytes], *, by_item: bool = False) -> None:
+    """Send a whole feed; back when Kafka has it. Raises LogError."""
+    sender = Sender(bootstrap, prefix, feed, values, by_item=by_item)
+    sender.send(len(feed))
+    sender.finish()
 
 
 def ends(feed: Feed) -> dict[Source, int]:

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 #: Kernel's unit of processor time in /proc/<pid>/stat.
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+#: How long a server may take over one question of a benchmark's (seconds).
+ANSWER_S = 30.0
 #: Packages whose versions a result names.
 PACKAGES = (
     "millstream",

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks import feed as feeds
 from benchmarks import log, machine, results, wire
-from benchmarks.ingest import millstream, peers
+from benchmarks.ingest import growth, millstream, peers
 from benchmarks.stack import Stack, running
 
 NOTES = (
@@ -102,6 +102,28 @@ def wide(bench: Bench) -> None:
     bench.repeat("millstream, 64 windows", lambda: bench.run(features="benchmarks.ingest.registries:WIDE"))
 
 
+def repeats(bench: Bench) -> None:
+    """What it costs to know a producer's repeats: pairs of runs, with and without, one after the other."""
+
+    def pair() -> results.Result:
+        off, on = bench.run(repeat_offsets="0"), bench.run()
+        return {
+            **{name: on[name] for name in COLUMNS},
+            "events_per_s_without": off["events_per_s"],
+            "cost_percent_wall": round(100 * (1 - on["events_per_s"] / off["events_per_s"]), 1),
+            "cost_percent_cpu": round(100 * (1 - on["events_per_cpu_s"] / off["events_per_cpu_s"]), 1),
+        }
+
+    bench.repeat("millstream, with repeats known, in pairs with without", pair)
+
+
+def grown(bench: Bench) -> None:
+    """One, two and four workers."""
+    feed = feeds.make(bench.arguments.events + 2 * growth.WARM_UP_EVENTS, bench.arguments.seed)
+    for count in (1, 2, 4):
+        bench.repeat(f"millstream, {count} workers on all cores", functools.partial(growth.measure, bench.stack, feed, count))
+
+
 PARTS: dict[str, Callable[[Bench], None]] = {
     "raw": raw,
     "millstream": own,
@@ -109,6 +131,8 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "hot": hot,
     "append-only": append_only,
     "wide": wide,
+    "repeats": repeats,
+    "growth": grown,
     "peers": others,
 }
 

@@ -68,7 +68,7 @@ def measure(stack: Stack, run: Run) -> dict[str, Any]:
         begun_s = time.monotonic()
         first, last = asyncio.run(_follow(stack, run, [process.pid]))
         calls = stack.store_calls()
-        entities = asyncio.run(_check(stack, run))
+        entities = asyncio.run(check(stack, run))
     events = len(run.feed)
     return {
         **rates(first, last),
@@ -119,21 +119,22 @@ def worker(stack: Stack, run: Run, number: int = 0) -> Iterator[subprocess.Popen
 
 
 async def _follow(stack: Stack, run: Run, pids: list[int]) -> tuple[Look, Look]:
-    """The looks at the first applied batch and at the last. Raises MillstreamError when a worker ends before, or never."""
-    wanted = log.ends(run.feed)
+    """The looks at the first applied batch and at the last."""
+    return await reached(stack, run, 1, pids), await reached(stack, run, len(run.feed), pids)
+
+
+async def reached(stack: Stack, run: Run, wanted: int, pids: list[int]) -> Look:
+    """The look once so many events are applied. Raises MillstreamError when that takes too long, with what the workers said."""
     store = RedisStore(stack.store_url, run.registry)
-    generation = Generation(1, run.registry.fingerprint)
-    deadline_s, first = time.monotonic() + RUN_S, None
-    while True:
-        events = await applied(store, generation, list(wanted))
-        if events and first is None:
-            first = look(stack, events, pids)
-        if first and events >= len(run.feed):
-            await store.close()
-            return first, look(stack, events, pids)
+    generation, sources = Generation(1, run.registry.fingerprint), list(log.ends(run.feed))
+    deadline_s = time.monotonic() + RUN_S
+    while (events := await applied(store, generation, sources)) < wanted:
         if time.monotonic() > deadline_s:
-            raise MillstreamError(f"{events} of {len(run.feed)} events are applied after {RUN_S} s:\n{_said(stack, run)}")
+            raise MillstreamError(f"{events} of {wanted} events are applied after {RUN_S} s:\n{_said(stack, run)}")
         await asyncio.sleep(LOOK_S)
+    seen = look(stack, events, pids)
+    await store.close()
+    return seen
 
 
 def _said(stack: Stack, run: Run) -> str:
@@ -153,7 +154,8 @@ def look(stack: Stack, events: int, pids: list[int]) -> Look:
     return Look(time.monotonic(), events, total, stack.store_cpu_s())
 
 
-async def _check(stack: Stack, run: Run) -> int:
+async def check(stack: Stack, run: Run) -> int:
+    """How many entities the store and the feed agree on. Raises MillstreamError where there is one on which they do not."""
     store = RedisStore(stack.store_url, run.registry, timeout_s=60)
     compared, faults = await wrong(store, run.registry, Generation(1, run.registry.fingerprint), run.feed)
     await store.close()
