@@ -19,7 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from prometheus_client import start_http_server
+from rich.console import Console
+from rich.progress import Progress
 
+from compose import redrive as redrives
 from compose import settings as settings_module
 from compose import topics as topics_module
 from compose.demo import run as demo_module
@@ -33,7 +36,6 @@ from ranker import bundle as bundles
 from ranker.kafka import RankSettings, RankWorker
 from ranker.rank import Ranker
 from replay.log import KafkaLog
-from schemas import codec
 from schemas.errors import MillstreamError, SettingsError
 from schemas.records import DeadLetter
 from schemas.topics import DEAD_LETTERS
@@ -135,12 +137,16 @@ async def _features(settings: Settings, entity: Entity, as_of_ms: int | None) ->
 
 
 def dead_letters(settings: Settings, arguments: Arguments) -> Result:
-    """List what could not be used, the newest last."""
+    """List what could not be used, the newest last, or send it again."""
     log = KafkaLog(settings.kafka_bootstrap, settings.topic_prefix)
-    records = (record for batch in log.read(DEAD_LETTERS) for record in batch.records)
-    letters = [codec.decode(DEAD_LETTERS, record.value, record.headers) for record in records]
-    shown = [_letter(letter) for letter in letters[-arguments.limit :] if isinstance(letter, DeadLetter)]
-    return {"count": len(letters), "letters": shown}
+    if arguments.action == "redrive":
+        choice = redrives.Choice(arguments.reason, arguments.topic, arguments.from_offset, redrives.repair_of(arguments.repair))
+        sender = redrives.Sender(settings.kafka_bootstrap, settings.topic_prefix)
+        with Progress(console=Console(stderr=True), disable=arguments.json or not sys.stderr.isatty(), transient=True) as progress:
+            task = progress.add_task("letters", total=sum(log.end_offsets(DEAD_LETTERS).values()))
+            return asdict(redrives.redrive(log, sender, choice, lambda read: progress.update(task, completed=read)))
+    letters = [found.letter for found in redrives.letters(log)]
+    return {"count": len(letters), "letters": [_letter(letter) for letter in letters[-arguments.limit :]]}
 
 
 def _letter(letter: DeadLetter) -> Result:
@@ -189,8 +195,15 @@ VERBS: dict[str, Verb] = {
     ),
     "dead-letters": Verb(
         dead_letters,
-        "list what could not be used",
-        (("action", {"choices": ["list"]}), ("--limit", {"type": int, "default": 100, "help": "how many to show"})),
+        "list what could not be used, or send it again once that is mended",
+        (
+            ("action", {"choices": ["list", "redrive"]}),
+            ("--limit", {"type": int, "default": 100, "help": "with list: how many to show"}),
+            ("--reason", {"default": "", "help": "with redrive: only letters of this reason"}),
+            ("--topic", {"default": "", "help": "with redrive: only letters of this topic, without prefix"}),
+            ("--from-offset", {"type": int, "default": 0, "help": "with redrive: from this offset of each partition on"}),
+            ("--repair", {"default": "", "help": "with redrive: module:function, bytes to mended bytes, None to leave a letter"}),
+        ),
     ),
     "demo": Verb(
         demo,

@@ -31,7 +31,7 @@ from schemas.records import (
     Record,
     User,
 )
-from schemas.topics import DEAD_LETTERS, BadRecord, Headers, Topic
+from schemas.topics import DEAD_LETTERS, BadRecord, Headers, LogRecord, Topic
 
 SINGLE_OBJECT = b"\xc3\x01"
 CONFLUENT = b"\x00"
@@ -142,6 +142,13 @@ def check(record: Content | User | RankRequest, timestamp_ms: int) -> None:
         raise DecodeError(Reason.FUTURE_DATED, f"ts_ms {record.ts_ms} is ahead of its record's timestamp {timestamp_ms}")
 
 
+#: What stands before the names of a dead letter's headers: Kafka Connect's.
+LETTER_HEADERS = "__connect.errors."
+#: Behind it, the Kafka timestamp of the record, and what stands before the names of the record's own headers. These two are ours.
+LETTER_TIMESTAMP = f"{LETTER_HEADERS}timestamp"
+LETTER_ORIGINAL = f"{LETTER_HEADERS}header."
+
+
 def dead_letter(bad: BadRecord) -> tuple[bytes, list[tuple[str, bytes]]]:
     """Value and headers of a dead letter; the headers are named as Kafka Connect names them, so that its tools show them."""
     record = bad.record
@@ -160,8 +167,16 @@ def dead_letter(bad: BadRecord) -> tuple[bytes, list[tuple[str, bytes]]]:
         "offset": record.offset,
         "exception.class.name": bad.reason,
         "exception.message": bad.detail,
+        "timestamp": record.timestamp,
     }
-    return encode(letter), [(f"__connect.errors.{name}", str(value).encode()) for name, value in named.items()]
+    original = [(LETTER_ORIGINAL + name, value) for name, value in record.headers]
+    return encode(letter), [*((LETTER_HEADERS + name, str(value).encode()) for name, value in named.items()), *original]
+
+
+def letter_origin(record: LogRecord) -> tuple[int, list[tuple[str, bytes]]]:
+    """The Kafka timestamp (ms UTC) and the headers that a dead letter's record had; of a letter that does not say, its own and none."""
+    timestamp = next((int(value) for name, value in record.headers if name == LETTER_TIMESTAMP), record.timestamp)
+    return timestamp, [(name[len(LETTER_ORIGINAL) :], value) for name, value in record.headers if name.startswith(LETTER_ORIGINAL)]
 
 
 def _convert(record: type[Record], fields: Any) -> Record:  # noqa: ANN401  # whatever the bytes held

@@ -186,6 +186,11 @@ class RankTelemetry(Struct, kw_only=True, frozen=True):
     tenant: str = ""
 
 
+#: What stands in place of a reason where a letter of dead-letters only marks another one, of the same topic, partition and offset:
+#: its record is about to be sent again, was sent again (compose/redrive.py).
+LETTERS_MARKED = ("REDRIVING", "REDRIVEN")
+
+
 class DeadLetter(Struct, kw_only=True, frozen=True):
     """A record that could not be used, with its bytes as they were and where they stood. value: None was null."""
 

@@ -127,6 +127,7 @@ def test_a_dead_letter_has_the_key_of_its_record(played: Played) -> None:
 
 def test_headers_are_those_of_kafka_connect(played: Played) -> None:
     """Tools that read Connect's dead letters find where each came from and what was wrong."""
+    stamps = {(record.topic, record.offset): record.timestamp for record in played.log}
     expected = [
         {
             "__connect.errors.topic": letter.topic.encode(),
@@ -134,6 +135,7 @@ def test_headers_are_those_of_kafka_connect(played: Played) -> None:
             "__connect.errors.offset": b"%d" % letter.offset,
             "__connect.errors.exception.class.name": letter.reason.encode(),
             "__connect.errors.exception.message": letter.detail.encode(),
+            "__connect.errors.timestamp": b"%d" % stamps[letter.topic, letter.offset],
         }
         for _, letter in played.letters
     ]

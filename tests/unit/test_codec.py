@@ -197,6 +197,7 @@ def test_the_headers_of_a_dead_letter_are_named_as_in_kafka_connect() -> None:
         "__connect.errors.offset": b"3",
         "__connect.errors.exception.class.name": b"OVERSIZE",
         "__connect.errors.exception.message": b"why",
+        "__connect.errors.timestamp": b"%d" % NOW_MS,
     }
 
 

@@ -53,6 +53,11 @@ def test_an_empty_flag_is_a_value(tmp_path: Path) -> None:
     assert settings(tmp_path, "", "variable-", "file-").topic_prefix == ""
 
 
+def test_a_count_that_is_none_is_told(tmp_path: Path) -> None:
+    """0 switches repeats off; fewer there are not."""
+    assert "MILLSTREAM_REPEAT_OFFSETS is '-1': it takes a whole number" in refusal(tmp_path, {"MILLSTREAM_REPEAT_OFFSETS": "-1"})
+
+
 def test_all_wrong_settings_are_told_at_once(tmp_path: Path) -> None:
     """Each with where it stands, its value and what would be right."""
     told = refusal(
