@@ -18,8 +18,9 @@ from replay.log import EventLog
 from replay.rows import Contexts, Rows, contexts_of, rows
 from schemas import codec
 from schemas.aggregates import COUNTERS, ITEM, entities, updates
+from schemas.columnar.events import EVENT_COLUMNS
 from schemas.columnar.repeats import REPEAT_OFFSETS, Repeats
-from schemas.columns import EVENT_COLUMNS, Profile, decode_events, decode_profiles
+from schemas.columns import Profile, decode_events, decode_profiles
 from schemas.errors import BundleError
 from schemas.features import CTR_PRIOR, CTR_PRIOR_IMPRESSIONS, REQUEST, Registry
 from schemas.records import Impression
@@ -87,7 +88,7 @@ def read_history(log: EventLog, registry: Registry, repeat_offsets: int = REPEAT
     events = [pl.DataFrame(schema=EVENT_COLUMNS)]
     shown: list[Impression] = []
     for topic, batch in _batches(log, IMPRESSIONS, CLICKS):
-        events.append(repeats[batch.source].drop(decode_events(topic, batch.records).frame))
+        events.append(repeats[batch.source].drop(decode_events(topic, batch.records).events).frame)
         if wants_context and topic is IMPRESSIONS:
             shown += _impressions(batch, set(events[-1]["offset"]))
     profiles = [profile for topic, batch in _batches(log, CONTENT, USERS) for profile in decode_profiles(topic, batch.records)[0]]

@@ -1,6 +1,6 @@
 """Batches of a log into one generation, each exactly once: what live workers and replay both do.
 
-    decode -> dead letters and repeats out -> updates -> deltas a shard -> apply if the guard stands where we think
+    decode -> dead letters and repeats out -> deltas a shard -> apply if the guard stands where we think
 
 A worker may be a zombie, may be fed a batch twice or out of order, and the store may have lost what it acknowledged: the guards
 that the store returns decide, and where they and the batch disagree, the answer is an offset to go back to. Events are read from a
@@ -11,15 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from online_store.deltas import NOTHING, Deltas, deltas_of_events, deltas_of_profiles, kind_of_profiles
 from online_store.keys import Generation
 from online_store.record import layouts
 from online_store.store import OnlineStore, Step
-from schemas.aggregates import updates
 from schemas.codec import SchemaIds
+from schemas.columnar.events import Events
 from schemas.columnar.repeats import REPEAT_OFFSETS, Repeats
 from schemas.columns import Profile, decode_events, decode_profiles
 from schemas.errors import GenerationError
@@ -57,7 +56,7 @@ class Decoded:
     batch: Batch
     reading: Reading | None = None
     start: int = 0
-    updates: pl.DataFrame | None = None
+    events: Events | None = None
     profiles: list[Profile] = field(default_factory=list)
     bad: list[BadRecord] = field(default_factory=list)
     good_count: int = 0
@@ -124,13 +123,13 @@ class Ingest:
         return Decoded(batch, reading, start, None, profiles, _unsent(bad, reading), len(profiles))
 
     def _decoded_events(self, batch: Batch, reading: Reading, start: int) -> Decoded:
-        frame, bad = decode_events(TOPICS[batch.source.topic], batch.records, self.schema_ids)
+        events, bad = decode_events(TOPICS[batch.source.topic], batch.records, self.schema_ids)
         if batch.start < start:
-            frame = frame.filter(pl.col("offset") >= start)
-        kept = reading.repeats.drop(frame)
+            events = events.where(events.offset >= start)
+        kept = reading.repeats.drop(events)
         if batch.start < reading.lowest:
-            frame, kept = (part.filter(pl.col("offset") >= reading.lowest) for part in (frame, kept))
-        return Decoded(batch, reading, start, updates(kept), [], _unsent(bad, reading), len(kept), len(frame) - len(kept))
+            events, kept = (part.where(part.offset >= reading.lowest) for part in (events, kept))
+        return Decoded(batch, reading, start, kept, [], _unsent(bad, reading), len(kept), len(events) - len(kept))
 
     async def apply(self, decoded: Decoded) -> int:
         """Apply a decoded batch to the shards that it has rows for and that do not have them.
@@ -187,8 +186,8 @@ class Ingest:
 
     def _deltas(self, decoded: Decoded, generation: Generation, guards: NDArray[np.int64]) -> dict[int, Deltas]:
         kinds = layouts(self.registry)
-        if decoded.updates is not None:
-            return deltas_of_events(decoded.updates, kinds, generation, guards)
+        if decoded.events is not None:
+            return deltas_of_events(decoded.events, kinds, generation, guards)
         kind = kind_of_profiles(decoded.batch.source.topic)
         if kind not in kinds:
             return {}

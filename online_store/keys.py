@@ -46,10 +46,15 @@ def shard_of(tenant: str, entity_id: str, shards: int) -> int:
     return xxhash.xxh32_intdigest(f"{tenant}:{entity_id}".encode()) & (shards - 1)
 
 
+def record_head(generation: Generation, kind: str, shard: int) -> bytes:
+    """What the keys of one kind in one shard begin with: "tenant:id" follows."""
+    return f"{kind}:features:{{{generation.name}.{shard}}}:".encode()
+
+
 def record_key(generation: Generation, entity: Entity) -> bytes:
     """The key of one record."""
     shard = shard_of(entity.tenant, entity.id, generation.shards)
-    return f"{entity.kind}:features:{{{generation.name}.{shard}}}:{entity.tenant}:{entity.id}".encode()
+    return record_head(generation, entity.kind, shard) + f"{entity.tenant}:{entity.id}".encode()
 
 
 def entity_of(key: bytes) -> Entity:

@@ -41,6 +41,7 @@ HEAD = np.dtype([("version", "u1"), ("last_active_ms", "<i8"), ("floor_ms", "<i8
 STATIC_HEAD = np.dtype([("removed", "u1"), ("partition", "<u4"), ("ts_ms", "<i8"), ("offset", "<i8")])
 #: A ring's part of the front: closed tiles, then the open one.
 RING = np.dtype([("closed", "u1"), *((name, TILE[name]) for name in TILE.names or ())])
+RING_NUMBERS = 2 + len(COUNTERS)
 FORMS: dict[str, tuple[Any, ...]] = {
     "number": ("<f4",),
     "time_ms": ("<i8",),
@@ -226,8 +227,8 @@ def _unpack(layout: Layout, raw: bytes) -> tuple[int, int, list[Ring]]:
     _, last_ms, floor_ms, *numbers = layout.head.unpack_from(raw)
     rings: list[Ring] = []
     tiles = _TILE.iter_unpack(raw[layout.dtype.itemsize :])
-    for at in range(0, len(numbers), len(RING)):
-        closed, tile, *counts = numbers[at : at + len(RING)]
+    for at in range(0, len(numbers), RING_NUMBERS):
+        closed, tile, *counts = numbers[at : at + RING_NUMBERS]
         ring = {number: list(held) for number, *held in islice(tiles, closed)}
         rings.append(ring | {tile: counts} if any(counts) else ring)
     return last_ms, floor_ms, rings

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import polars as pl
 
 from schemas.aggregates import ITEM, USER
-from schemas.columns import EVENT_COLUMNS
+from schemas.columnar.events import EVENT_COLUMNS
 from schemas.errors import SettingsError
 from schemas.features import (
     FEATURES,

@@ -11,7 +11,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from schemas.records import Click, Dwell, Impression
+from schemas.columnar.bodies import NONE
+from schemas.columnar.events import RECORDS
+from schemas.records import Click, Impression
 
 USER, ITEM, MODEL = "user", "item", "model"
 #: Kind of entity -> the event field that holds its id; an event without one (null) updates nothing of that kind.
@@ -30,41 +32,28 @@ TILE = np.dtype(
     ]
 )
 
-#: What each record adds, counter by counter; a record without a dwell_ms has it null.
-ADDS: dict[str, tuple[pl.Expr, ...]] = {
-    Impression.__name__: (pl.lit(1), pl.lit(0), pl.lit(0), pl.lit(0)),
-    Click.__name__: (
-        pl.lit(0),
-        pl.lit(1),
-        pl.col("dwell_ms").is_not_null(),
-        pl.col("dwell_ms").fill_null(0),
-    ),
-    Dwell.__name__: (pl.lit(0), pl.lit(0), pl.lit(1), pl.col("dwell_ms")),
-}
+
+def adds(record: NDArray[np.uint8], dwell_ms: NDArray[np.int64]) -> NDArray[np.int64]:
+    """What each event adds to each counter, int64 [n, COUNTERS]. record: places in columnar.events.RECORDS; dwell_ms: NONE without one."""
+    dwelled = dwell_ms != NONE
+    said = (record == RECORDS.index(Impression.__name__), record == RECORDS.index(Click.__name__), dwelled, np.where(dwelled, dwell_ms, 0))
+    return np.stack([counter.astype(np.int64) for counter in said], axis=1)
 
 
 def updates(events: pl.DataFrame) -> pl.DataFrame:
     """What each event adds, one row an event, before it is known to whom.
 
-    events: columns as schemas.columns gives them, among them `record`. Returns tenant, the ids, ts_ms, offset and COUNTERS (Int64).
+    events: columnar.events.EVENT_COLUMNS. Returns tenant, the ids, ts_ms, offset and COUNTERS (Int64).
     """
-    parts = [
-        part.with_columns(expr.cast(pl.Int64).alias(name) for name, expr in zip(COUNTERS, ADDS[str(record)], strict=True))
-        for (record,), part in events.partition_by("record", as_dict=True).items()
-    ] or [events.with_columns(pl.lit(0, pl.Int64).alias(name) for name in COUNTERS)]
-    return pl.concat(parts).select("tenant", *ENTITY_ID.values(), "ts_ms", "offset", *COUNTERS)
+    record = events["record"].replace_strict(RECORDS, range(len(RECORDS)), return_dtype=pl.UInt8).to_numpy()
+    added = adds(record, events["dwell_ms"].fill_null(NONE).to_numpy())
+    counters = [pl.Series(name, added[:, place]) for place, name in enumerate(COUNTERS)]
+    return events.select("tenant", *ENTITY_ID.values(), "ts_ms", "offset", *counters)
 
 
 def entities(rows: pl.DataFrame, kind: str) -> pl.DataFrame:
     """The updates that touch one kind, with the entity's `id`; rows that name none are left out."""
     return rows.rename({ENTITY_ID[kind]: "id"}).drop_nulls("id").select("tenant", "id", "ts_ms", "offset", *COUNTERS)
-
-
-def tiles(rows: pl.DataFrame, hop_ms: int) -> pl.DataFrame:
-    """Updates of one kind summed by entity and tile: tenant, id, tile, COUNTERS and last_ms, the newest event of the tile."""
-    return rows.group_by("tenant", "id", (pl.col("ts_ms") // hop_ms).alias("tile")).agg(
-        *(pl.col(name).sum() for name in COUNTERS), pl.col("ts_ms").max().alias("last_ms")
-    )
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""Our published Avro schemas, by record, by version and by fingerprint; whether versions can read one another; many bodies at once.
+"""Our published Avro schemas, by record, by version and by fingerprint; whether versions can read one another.
 
 A file `avro/<record>.v<N>.avsc` is never edited once it is published: a change is a new file whose added fields have defaults,
 so that replay (new code, old records) and rollback (old code, new records) both read.
@@ -6,17 +6,14 @@ so that replay (new code, old records) and rollback (old code, new records) both
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
 from typing import Any, cast
 
 import fastavro
-import numpy as np
-import polars as pl
 from fastavro.schema import fingerprint, to_parsing_canonical_form
-from numpy.typing import NDArray
 
 from schemas.errors import SchemaError
 from schemas.records import Record
@@ -141,131 +138,6 @@ def _without_logical_types(schema: Any) -> Any:  # noqa: ANN401  # as above
 
 def _type(schema: Any) -> str:  # noqa: ANN401  # as above
     return str(schema["type"]) if isinstance(schema, dict) else str(schema)
-
-
-#: A map of more entries than this is left to the codec: every entry costs a step of the whole batch.
-MAP_ENTRIES_MAX = 32
-#: Types that `read_columns` reads, and unions of one of them with null.
-COLUMN_TYPES = ("int", "long", "string", "map")
-
-
-def has_columns(schema: Schema) -> bool:
-    """Whether `read_columns` reads bodies of this schema."""
-    return all(_is_column(field["type"]) for field in schema.raw["fields"])
-
-
-def read_columns(schema: Schema, bodies: Sequence[bytes], names: Sequence[str]) -> tuple[dict[str, pl.Series], NDArray[np.bool_]]:
-    """The named fields of many bodies, one series each, and which bodies are odd: bool [n].
-
-    An odd body is not plainly of this schema, or of a shape that is rare: its place in the columns means nothing, fastavro says what it is.
-    """
-    cursor = _Cursor(bodies)
-    everywhere = np.arange(len(bodies))
-    found = {field["name"]: cursor.values(field["type"], everywhere) for field in schema.raw["fields"]}
-    cursor.odd |= cursor.at != cursor.end
-    return {name: found[name] for name in names}, cursor.odd
-
-
-class _Cursor:
-    """Where each of many Avro bodies is being read: one step reads one value of all of them.
-
-    rows: int64, the bodies that a step is about. odd: bool [n], only ever set; an odd body is read on, to no effect on the others.
-    """
-
-    def __init__(self, bodies: Sequence[bytes]) -> None:
-        self.bodies = pl.Series(bodies, dtype=pl.Binary)
-        self.raw = np.frombuffer(b"".join(bodies) + b"\0", np.uint8)
-        self.end = np.cumsum(np.fromiter(map(len, bodies), np.int64, len(bodies)))
-        self.start = np.concatenate(([0], self.end[:-1]))
-        self.at = self.start.copy()
-        self.odd = np.zeros(len(bodies), np.bool_)
-
-    def values(self, kind: Any, rows: NDArray[np.int64]) -> pl.Series:  # noqa: ANN401  # Avro's own: str, list or dict
-        """The next value of these bodies; of a map, whether it is there."""
-        if isinstance(kind, list):
-            return self._nullable(kind, rows)
-        if _type(kind) == "string":
-            return self._strings(rows)
-        if _type(kind) == "map":
-            return self._skip_map(rows)
-        values = self._longs(rows)
-        if _type(kind) == "int":
-            self.odd[rows[values != values.astype(np.int32)]] = True
-        return pl.Series(values)
-
-    def _longs(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The next long, at most nine bytes: zig-zag, seven bits a byte, low ones first."""
-        at, more = self.at[rows], np.arange(len(rows))
-        value = np.zeros(len(rows), np.uint64)
-        for shift in range(0, 63, 7):
-            byte = self.raw.take(at[more], mode="clip")
-            value[more] |= (byte & 0x7F).astype(np.uint64) << np.uint64(shift)
-            at[more] += 1
-            more = more[byte > 0x7F]
-            if not len(more):
-                break
-        self.odd[rows[more]] = True
-        self.odd[rows[at > self.end[rows]]] = True
-        self.at[rows] = at
-        return (value >> np.uint64(1)).astype(np.int64) ^ -(value & np.uint64(1)).astype(np.int64)
-
-    def _strings(self, rows: NDArray[np.int64]) -> pl.Series:
-        length = self._longs(rows)
-        at = self.at[rows]
-        length[(length < 0) | (length > self.end[rows] - at)] = -1
-        self.odd[rows[length < 0]] = True
-        length[length < 0] = 0
-        self.at[rows] = at + length
-        bodies = self.bodies if len(rows) == len(self.bodies) else self.bodies.gather(rows)
-        spans = pl.DataFrame({"body": bodies, "at": at - self.start[rows], "length": length})
-        words = _words(spans.select(pl.col("body").bin.slice(pl.col("at"), pl.col("length"))).to_series())
-        self.odd[rows[words.is_null().to_numpy()]] = True
-        return words
-
-    def _nullable(self, kind: list[Any], rows: NDArray[np.int64]) -> pl.Series:
-        branch, value_at = self._longs(rows), 1 - kind.index("null")
-        self.odd[rows[(branch < 0) | (branch > 1)]] = True
-        holds = branch == value_at
-        values = self.values(kind[value_at], rows[holds])
-        place = pl.Series(np.cumsum(holds) - 1).set(pl.Series(~holds), None)
-        return values.extend_constant(None, 1).gather(place)
-
-    def _skip_map(self, rows: NDArray[np.int64]) -> pl.Series:
-        every = rows
-        left = self._longs(rows)
-        for _ in range(MAP_ENTRIES_MAX):
-            self.odd[rows[left < 0]] = True
-            inside = (left > 0) & ~self.odd[rows]
-            rows, left = rows[inside], left[inside] - 1
-            if not len(rows):
-                break
-            self._strings(rows)
-            self._strings(rows)
-            ended = left == 0
-            left[ended] = self._longs(rows[ended])
-        self.odd[rows[left != 0]] = True
-        return pl.repeat(True, len(every), eager=True)
-
-
-def _words(slices: pl.Series) -> pl.Series:
-    """Bytes as strings, null where they are not UTF-8."""
-    try:
-        return slices.cast(pl.String)
-    except pl.exceptions.ComputeError:
-        return pl.Series([_word(part) for part in slices], dtype=pl.String)
-
-
-def _word(part: bytes) -> str | None:
-    try:
-        return part.decode()
-    except UnicodeDecodeError:
-        return None
-
-
-def _is_column(kind: Any) -> bool:  # noqa: ANN401  # as above
-    if isinstance(kind, list):
-        return len(kind) == 2 and "null" in kind and all(branch == "null" or _is_column(branch) for branch in kind)
-    return _type(kind) in COLUMN_TYPES and (_type(kind) != "map" or _type(kind["values"]) == "string")
 
 
 BY_FINGERPRINT = {schema.fingerprint: schema for schema in published()}

@@ -1,17 +1,23 @@
-"""Many events to columns at once, and out of the way the ones that are not events.
+"""A batch of the log to columns at once, and out of the way the records that are no events.
 
-Avro bodies of one schema are read field by field, all bodies in one step (schemas/avro.py). A body that is not plainly of its schema
+Avro bodies of one schema are read in one compiled loop (schemas/columnar/bodies.py). A body that is not plainly of its schema
 is decoded one by one instead, whatever stands beside it in the batch, and set aside if it is bad. What a good record says is the same
 on both ways (tests/property holds them together).
 """
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from operator import attrgetter
+from typing import NamedTuple
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from schemas import avro, codec
+from schemas.columnar import bodies
+from schemas.columnar.bodies import NONE
+from schemas.columnar.events import EVENT_COLUMNS, NUMBERS, RECORDS, WORDS, Events, Ints, concat, pack
+from schemas.columnar.words import Buffer, has_byte
 from schemas.errors import DecodeError
 from schemas.records import (
     CLOCK_SKEW_MS_MAX,
@@ -26,67 +32,29 @@ from schemas.records import (
 )
 from schemas.topics import BadRecord, LogRecord, Topic
 
-#: The fields that updates are made of; a record that lacks one has it null.
-EVENT_FIELDS = {
-    "request_id": pl.String,
-    "user_id": pl.String,
-    "item_id": pl.String,
-    "ts_ms": pl.Int64,
-    "dwell_ms": pl.Int64,
-    "model_version": pl.String,
-    "tenant": pl.String,
-}
-#: The columns of decoded events: the fields, where each stood in the batch, and what the log says of it.
-EVENT_COLUMNS = {
-    "record": pl.String,
-    "row": pl.UInt32,
-    **EVENT_FIELDS,
-    "offset": pl.Int64,
-    "timestamp": pl.Int64,
-}
+__all__ = ["EVENT_COLUMNS", "DecodedEvents", "Profile", "decode_events", "decode_profiles"]
 
-_ids = [pl.col(name) for name in codec.ID_FIELDS]
-_keys = [pl.col(name) for name in codec.KEY_FIELDS]
 #: What no schema can say of an event, in the order in which faults are named; `codec.check` says the same of other records.
-FAULTS: tuple[tuple[Reason, str, pl.Expr], ...] = (
-    (Reason.MISSING_ID, "an id is empty", pl.any_horizontal(*(column == "" for column in _ids))),
-    (
-        Reason.OVERSIZE,
-        f"an id is longer than {ID_BYTES_MAX} bytes",
-        pl.any_horizontal(*(column.str.len_bytes() > ID_BYTES_MAX for column in _keys)),
-    ),
-    (
-        Reason.MALFORMED,
-        "the tenant has a colon, which parts keys",
-        pl.col("tenant").str.contains(":", literal=True),
-    ),
-    (
-        Reason.OUT_OF_RANGE,
-        "ts_ms is not a time since 1970 in milliseconds",
-        ~pl.col("ts_ms").is_between(1, TS_MS_MAX),
-    ),
-    (
-        Reason.OUT_OF_RANGE,
-        f"dwell_ms is not in 0 to {DWELL_MS_MAX}",
-        ~pl.col("dwell_ms").is_between(0, DWELL_MS_MAX),
-    ),
-    (
-        Reason.FUTURE_DATED,
-        f"ts_ms is more than {CLOCK_SKEW_MS_MAX} ms ahead of the record's timestamp",
-        pl.col("ts_ms") - pl.col("timestamp") > CLOCK_SKEW_MS_MAX,
-    ),
-)
-_fault = pl.coalesce(
-    *(pl.when(broken).then(pl.lit(number, pl.UInt8)) for number, (_, _, broken) in enumerate(FAULTS)),
-    pl.lit(None, pl.UInt8),
+FAULTS = (
+    (Reason.MISSING_ID, "an id is empty"),
+    (Reason.OVERSIZE, f"an id is longer than {ID_BYTES_MAX} bytes"),
+    (Reason.MALFORMED, "the tenant has a colon, which parts keys"),
+    (Reason.OUT_OF_RANGE, "ts_ms is not a time since 1970 in milliseconds"),
+    (Reason.OUT_OF_RANGE, f"dwell_ms is not in 0 to {DWELL_MS_MAX}"),
+    (Reason.FUTURE_DATED, f"ts_ms is more than {CLOCK_SKEW_MS_MAX} ms ahead of the record's timestamp"),
 )
 
 
-class Events(NamedTuple):
-    """A decoded batch. frame: EVENT_COLUMNS, good records only, in no particular order; bad: the others."""
+class DecodedEvents(NamedTuple):
+    """A decoded batch. events: the good ones; bad: the other records."""
 
-    frame: pl.DataFrame
+    events: Events
     bad: list[BadRecord]
+
+    @property
+    def frame(self) -> pl.DataFrame:
+        """The events as a table of EVENT_COLUMNS."""
+        return self.events.frame
 
 
 class Profile(NamedTuple):
@@ -96,20 +64,19 @@ class Profile(NamedTuple):
     value: Content | User | None
 
 
-def decode_events(topic: Topic, records: Sequence[LogRecord], schema_ids: codec.SchemaIds | None = None) -> Events:
+def decode_events(topic: Topic, records: Sequence[LogRecord], schema_ids: codec.SchemaIds | None = None) -> DecodedEvents:
     """Decode and check a batch of impressions or of clicks; never raises for what a record holds."""
-    frames: list[pl.DataFrame] = []
-    bad: list[BadRecord] = []
-    for schema, rows, skip in _groups(topic, records, {} if schema_ids is None else schema_ids):
-        odd = rows
-        if schema is not None:
-            frame, odd = _decode_block(schema, records, rows, skip)
-            frames.append(frame)
-        if odd:
-            frame, faults = _decode_each(topic, records, odd, {} if schema_ids is None else schema_ids)
-            frames.append(frame)
-            bad += faults
-    return _checked(_with_log_columns(pl.concat(frames), records), records, bad)
+    ids = {} if schema_ids is None else schema_ids
+    log = _Log.of(records)
+    parts: list[Events] = []
+    single = np.ones(len(records), np.bool_)
+    for schema, plan, rows, skip in _blocks(topic, log, ids):
+        found, odd = _read_block(schema, plan, log, rows, skip)
+        parts.append(found)
+        single[rows] = odd
+    each, bad = _decode_each(topic, records, np.flatnonzero(single), ids)
+    events = concat([*parts, *each] or [_no_events()])
+    return _checked(events, records, bad)
 
 
 def decode_profiles(
@@ -145,108 +112,136 @@ def _profile(topic: Topic, record: LogRecord, schema_ids: codec.SchemaIds | None
     return value
 
 
-class _Group(NamedTuple):
-    """Rows of one batch that share a framing. schema: None where they must be decoded one by one; skip: bytes before the body."""
+class _Log(NamedTuple):
+    """A batch's records taken apart. text: all values' bytes; spans: int64 [n, 2], where each begins and ends.
 
-    schema: avro.Schema | None
-    rows: list[int]
+    skip: uint8 [n], bytes before an Avro body, 0 where a record must be looked at on its own; schema: uint64 [n], its writer's name there.
+    """
+
+    text: Buffer
+    spans: Ints
+    skip: NDArray[np.uint8]
+    schema: NDArray[np.uint64]
+    offset: Ints
+    timestamp: Ints
+
+    @classmethod
+    def of(cls, records: Sequence[LogRecord]) -> "_Log":
+        """Take records apart."""
+        values = [record.value or b"" for record in records]
+        ends = np.cumsum(np.fromiter(map(len, values), np.int64, len(values)))
+        spans = np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1) if values else np.zeros((0, 2), np.int64)
+        text = np.frombuffer(b"".join(values), np.uint8)
+        skip, schema = bodies.framings(text, spans, VALUE_BYTES_MAX)
+        for row, headers in enumerate(map(attrgetter("headers"), records)):
+            if headers and any(name == codec.SCHEMA_ID_HEADER for name, _ in headers):
+                skip[row] = 0
+        offset, timestamp = (np.fromiter(map(attrgetter(name), records), np.int64, len(values)) for name in ("offset", "timestamp"))
+        return cls(text, spans, skip, schema, offset, timestamp)
+
+
+class _Block(NamedTuple):
+    """Rows of one batch that share a writer's schema and framing."""
+
+    schema: avro.Schema
+    plan: Ints
+    rows: Ints
     skip: int
 
 
-def _groups(topic: Topic, records: Sequence[LogRecord], schema_ids: codec.SchemaIds) -> Iterator[_Group]:
-    by_prefix: dict[bytes, list[int]] = defaultdict(list)
-    for row, record in enumerate(records):
-        by_prefix[_prefix(record)].append(row)
-    for prefix, rows in by_prefix.items():
-        yield _Group(_block_schema(topic, prefix, schema_ids), rows, len(prefix))
+def _blocks(topic: Topic, log: _Log, schema_ids: codec.SchemaIds) -> Iterator[_Block]:
+    """The parts of a batch that can be read as columns."""
+    for skip in (bodies.SINGLE_OBJECT_BYTES, bodies.CONFLUENT_BYTES):
+        framed = log.skip == skip
+        for name in np.unique(log.schema[framed]):
+            known = skip == bodies.SINGLE_OBJECT_BYTES
+            schema = avro.BY_FINGERPRINT.get(name.tobytes()) if known else schema_ids.get(int(name))
+            plan = _plan(schema) if schema is not None and avro.RECORDS.get(schema.name) in topic.records else None
+            if schema is not None and plan is not None:
+                yield _Block(schema, plan, np.flatnonzero(framed & (log.schema == name)), skip)
 
 
-def _prefix(record: LogRecord) -> bytes:
-    """The bytes before an Avro body; empty where the record must be looked at on its own."""
-    value = record.value
-    if not value or len(value) > VALUE_BYTES_MAX or (record.headers and _has_schema_id(record)):
-        return b""
-    if value.startswith(codec.SINGLE_OBJECT):
-        return value[:10]
-    return value[:5] if value.startswith(codec.CONFLUENT) else b""
+#: How to read bodies of each schema met so far, by fingerprint; None where it has to be done one by one.
+_PLANS: dict[bytes, Ints | None] = {}
 
 
-def _has_schema_id(record: LogRecord) -> bool:
-    return any(name == codec.SCHEMA_ID_HEADER for name, _ in record.headers)
+def _plan(schema: avro.Schema) -> Ints | None:
+    if schema.fingerprint not in _PLANS:
+        readable = schema.name in RECORDS and not avro.unreadable(schema.raw, avro.NEWEST[schema.name].raw)
+        steps = bodies.steps(schema.raw["fields"], NUMBERS, WORDS) if readable else None
+        _PLANS[schema.fingerprint] = None if steps is None else np.array(steps, np.int64)
+    return _PLANS[schema.fingerprint]
 
 
-def _block_schema(topic: Topic, prefix: bytes, schema_ids: codec.SchemaIds) -> avro.Schema | None:
-    """The writer's schema, if its bodies can be read as a block into this topic's columns."""
-    if len(prefix) == 10:
-        schema = avro.BY_FINGERPRINT.get(prefix[2:])
-    else:
-        schema = schema_ids.get(int.from_bytes(prefix[1:])) if len(prefix) == 5 else None
-    if schema is None or avro.RECORDS.get(schema.name) not in topic.records or not avro.has_columns(schema):
-        return None
-    return schema if not avro.unreadable(schema.raw, avro.NEWEST[schema.name].raw) else None
-
-
-def _decode_block(schema: avro.Schema, records: Sequence[LogRecord], rows: list[int], skip: int) -> tuple[pl.DataFrame, list[int]]:
-    """The columns of a group, and the rows of it that must be decoded one by one."""
-    bodies = [(records[row].value or b"")[skip:] for row in rows]
-    written = {field["name"] for field in schema.raw["fields"]}
-    columns, odd = avro.read_columns(schema, bodies, [name for name in EVENT_FIELDS if name in written])
-    frame = _event_frame(schema.name, rows, columns)
-    if not odd.any():
-        return frame, []
-    return frame.filter(pl.Series(~odd)), [rows[place] for place in odd.nonzero()[0]]
+def _read_block(schema: avro.Schema, plan: Ints, log: _Log, rows: Ints, skip: int) -> tuple[Events, NDArray[np.bool_]]:
+    """The events of a block, and which of its rows must be decoded one by one: bool [rows]."""
+    numbers = np.full((len(NUMBERS), len(rows)), NONE, np.int64)
+    words = np.zeros((len(WORDS), len(rows), 2), np.int64)
+    words[WORDS.index("model_version"), :, 1] = -1
+    odd = bodies.read(log.text, log.spans[rows] + np.array([skip, 0]), plan, numbers, words)
+    record = np.full(len(rows), RECORDS.index(schema.name), np.uint8)
+    return Events(record, rows, numbers, log.text, words, log.offset[rows], log.timestamp[rows]).where(~odd), odd
 
 
 def _decode_each(
-    topic: Topic, records: Sequence[LogRecord], rows: list[int], schema_ids: codec.SchemaIds
-) -> tuple[pl.DataFrame, list[BadRecord]]:
+    topic: Topic, records: Sequence[LogRecord], rows: Ints, schema_ids: codec.SchemaIds
+) -> tuple[list[Events], list[BadRecord]]:
     bad: list[BadRecord] = []
-    good: dict[str, list[tuple[int, Record]]] = {record.__name__: [] for record in topic.records}
-    for row in rows:
+    good: list[tuple[int, Record]] = []
+    for row in rows.tolist():
         record = records[row]
         try:
-            value = codec.decode(topic, record.value, record.headers, schema_ids)
+            good.append((row, codec.decode(topic, record.value, record.headers, schema_ids)))
         except DecodeError as error:
             bad.append(BadRecord(record, error.reason, error.detail))
-        else:
-            good[type(value).__name__].append((row, value))
-    frames = [
-        _event_frame(
-            name,
-            [row for row, _ in found],
-            {field: [getattr(value, field, None) for _, value in found] for field in EVENT_FIELDS},
-        )
-        for name, found in good.items()
-    ]
-    return pl.concat(frames), bad
+    return [_events_of(good, records)] if good else [], bad
 
 
-def _event_frame(name: str, rows: list[int], columns: dict[str, Any]) -> pl.DataFrame:
-    """One record's events with every event column but the log's; a field the writer did not know takes its default."""
-    defaults = {"tenant": ""}
-    fields = {
-        field: pl.Series(field, columns[field]).cast(dtype)
-        if field in columns
-        else pl.repeat(defaults.get(field), len(rows), dtype=dtype, eager=True)
-        for field, dtype in EVENT_FIELDS.items()
-    }
-    record = pl.repeat(name, len(rows), dtype=pl.String, eager=True)
-    return pl.DataFrame({"record": record, "row": pl.Series(rows, dtype=pl.UInt32), **fields})
+def _events_of(found: Sequence[tuple[int, Record]], records: Sequence[LogRecord]) -> Events:
+    """Decoded records as columns."""
+    values = [value for _, value in found]
+    rows = np.array([row for row, _ in found], np.int64)
+    packed = [pack([getattr(value, name, None) for value in values]) for name in WORDS]
+    starts = np.cumsum([0, *(len(text) for text, _ in packed)])
+    return Events(
+        np.array([RECORDS.index(type(value).__name__) for value in values], np.uint8),
+        rows,
+        np.array([[_number(getattr(value, name, None)) for value in values] for name in NUMBERS], np.int64),
+        np.frombuffer(b"".join(text for text, _ in packed), np.uint8),
+        np.stack([spans + np.array([start, 0]) for (_, spans), start in zip(packed, starts, strict=False)]),
+        np.array([records[row].offset for row in rows], np.int64),
+        np.array([records[row].timestamp for row in rows], np.int64),
+    )
 
 
-def _with_log_columns(frame: pl.DataFrame, records: Sequence[LogRecord]) -> pl.DataFrame:
-    rows = frame["row"]
-    offsets = pl.Series("offset", [record.offset for record in records], dtype=pl.Int64)
-    timestamps = pl.Series("timestamp", [record.timestamp for record in records], dtype=pl.Int64)
-    return frame.with_columns(offsets.gather(rows), timestamps.gather(rows))
+def _number(value: int | None) -> int:
+    """A number as columns hold it; the one that means none is as far out of range as its neighbour."""
+    return NONE if value is None else max(value, NONE + 1)
 
 
-def _checked(frame: pl.DataFrame, records: Sequence[LogRecord], bad: list[BadRecord]) -> Events:
-    faults = frame.select(_fault.alias("fault")).to_series()
-    if faults.null_count() == len(frame):
-        return Events(frame, bad)
-    broken = faults.is_not_null()
-    for row, fault in zip(frame["row"].filter(broken), faults.filter(broken), strict=True):
-        reason, detail, _ = FAULTS[fault]
-        bad.append(BadRecord(records[row], reason, detail))
-    return Events(frame.filter(~broken), bad)
+def _no_events() -> Events:
+    return _events_of([], [])
+
+
+def _checked(events: Events, records: Sequence[LogRecord], bad: list[BadRecord]) -> DecodedEvents:
+    faults = _faults(events)
+    broken = faults < len(FAULTS)
+    if broken.any():
+        bad += [BadRecord(records[row], *FAULTS[fault]) for row, fault in zip(events.row[broken], faults[broken], strict=True)]
+    return DecodedEvents(events.where(~broken), bad)
+
+
+def _faults(events: Events) -> NDArray[np.int64]:
+    """The first of FAULTS that each event has, len(FAULTS) where it has none: int64 [n]."""
+    ts_ms, dwell_ms = events.number("ts_ms"), events.number("dwell_ms")
+    ids = [events.word(name)[:, 1] for name in codec.ID_FIELDS]
+    keys = [events.word(name)[:, 1] for name in codec.KEY_FIELDS]
+    broken = (
+        np.minimum.reduce(ids) == 0,
+        np.maximum.reduce(keys) > ID_BYTES_MAX,
+        has_byte(events.text, events.word("tenant"), ord(":")),
+        (ts_ms < 1) | (ts_ms > TS_MS_MAX),
+        (dwell_ms != NONE) & ((dwell_ms < 0) | (dwell_ms > DWELL_MS_MAX)),
+        ts_ms - events.timestamp > CLOCK_SKEW_MS_MAX,
+    )
+    return np.select(broken, range(len(FAULTS)), len(FAULTS))

@@ -6,14 +6,16 @@ partition, at most so many back, be that one a repeat or not. Whoever reads the 
 
 import numba
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
+
+from schemas.columnar.events import Events
+from schemas.columnar.words import Buffer, hash64
 
 #: How far back an event is looked for (offsets of its partition). More finds what was sent again later, costs memory (24 bytes an offset
 #: and partition) and is read again at every start; fewer lets the retries of a producer that was away for a minute count twice.
 REPEAT_OFFSETS = 65_536
-#: What makes two events the same.
-IDENTITY = ("record", "tenant", "request_id", "item_id")
+#: What makes two events of one record kind the same.
+IDENTITY = ("tenant", "request_id", "item_id")
 #: Before every offset there is, and before every stretch.
 _NOWHERE = np.iinfo(np.int64).min
 
@@ -48,19 +50,30 @@ class Repeats:
         _mark(identities, offsets, order, self.reach, (self._identities, self._older, self._newest), found)
         return found
 
-    def drop(self, events: pl.DataFrame) -> pl.DataFrame:
-        """The events that are no repeats, in the order that they came in. events: schemas.columns.EVENT_COLUMNS, offsets as for `mark`."""
-        found = self.mark(identities(events), events["offset"].to_numpy())
-        return events.filter(pl.Series(~found)) if found.any() else events
+    def drop(self, events: Events) -> Events:
+        """The events that are no repeats, in the order that they came in; offsets as for `mark`."""
+        return events.where(~self.mark(identities(events), events.offset))
 
 
-def identities(events: pl.DataFrame) -> Identities:
+def identities(events: Events) -> Identities:
     """What makes each event itself, in 64 bits: uint64 [n], the same for the same event as long as this process runs.
 
     Two events that differ are taken for one with a probability of 2^-64 a pair: 4e-15 an event of a stretch of 65,536, which is one event
     in 35 years at 250,000 a second.
     """
-    return events.select(IDENTITY).hash_rows().to_numpy()
+    words = np.stack([events.word(name) for name in IDENTITY])
+    return _hashed(events.text, events.record, words)
+
+
+@numba.njit(cache=True)
+def _hashed(text: Buffer, record: NDArray[np.uint8], words: Offsets) -> Identities:
+    found = np.zeros(len(record), np.uint64)
+    for row in range(len(record)):
+        value = np.uint64(record[row])
+        for word in range(len(words)):
+            value = hash64(text, words[word, row, 0], words[word, row, 1], value)
+        found[row] = value
+    return found
 
 
 @numba.njit(cache=True)

@@ -9,7 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from schemas import avro, codec
-from schemas.columns import EVENT_FIELDS, decode_events
+from schemas.columnar import events as columnar
+from schemas.columns import decode_events
 from schemas.errors import DecodeError
 from schemas.records import (
     DWELL_MS_MAX,
@@ -142,7 +143,7 @@ def judged(topic: Topic, record: StoredRecord) -> dict[str, Any] | str:
             return Reason.OUT_OF_RANGE if broken and error.reason == Reason.FUTURE_DATED else error.reason
     except DecodeError as error:
         return error.reason
-    fields = {name: getattr(event, name, None) for name in EVENT_FIELDS}
+    fields = {name: getattr(event, name, None) for name in (*columnar.NUMBERS, *columnar.WORDS)}
     return Reason.OUT_OF_RANGE if broken else {**fields, "record": type(event).__name__}
 
 
@@ -151,7 +152,7 @@ def found(topic: Topic, records: Sequence[StoredRecord]) -> list[dict[str, Any] 
     events = decode_events(topic, records, SCHEMA_IDS)
     said: dict[int, dict[str, Any] | str] = {bad.record.offset: bad.reason for bad in events.bad}
     for row in events.frame.iter_rows(named=True):
-        said[row["offset"]] = {name: row[name] for name in (*EVENT_FIELDS, "record")}
+        said[row["offset"]] = {name: row[name] for name in (*(*columnar.NUMBERS, *columnar.WORDS), "record")}
     return [said[record.offset] for record in records]
 
 

@@ -4,11 +4,11 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
-import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas.columnar.events import WORDS, Events, pack
 from schemas.columnar.repeats import Repeats, identities
 from schemas.columns import decode_events
 from schemas.records import Click, Dwell, Event
@@ -74,10 +74,10 @@ def test_the_oracle_names_the_same_repeats(log: list[tuple[int, int]], reach: in
     """Of decoded records: same record, tenant, request and item are the same event, and nothing less."""
     offsets = np.cumsum([gap for gap, _ in log]).tolist()
     records = [stored(EVENTS[name], offset) for offset, (_, name) in zip(offsets, log, strict=True)]
-    kept = Repeats(reach).drop(decode_events(CLICKS, records).frame) if records else pl.DataFrame({"offset": []})
+    kept = Repeats(reach).drop(decode_events(CLICKS, records).events)
     oracle = Oracle(records, {}, repeat_offsets=reach)
 
-    assert oracle.repeats == {("clicks", 0, offset) for offset in offsets if offset not in set(kept["offset"])}
+    assert oracle.repeats == {("clicks", 0, offset) for offset in offsets if offset not in set(kept.offset.tolist())}
 
 
 @pytest.mark.parametrize("count", [1, 7, 65_536, 65_537])
@@ -94,17 +94,20 @@ def test_the_stretch_is_as_long_as_it_says(count: int) -> None:
 def test_a_good_hash_parts_a_million_events() -> None:
     """Ids that differ in one digit, request and item swapped: a collision here would be no chance."""
     names = [f"{number}" for number in range(1_000)]
-    frame = pl.DataFrame({"request_id": names}).join(pl.DataFrame({"item_id": names}), how="cross")
-    frame = frame.with_columns(record=pl.lit("Click"), tenant=pl.lit(""))
+    text, spans = pack(names)
+    words = np.zeros((len(WORDS), 1_000_000, 2), np.int64)
+    words[WORDS.index("request_id")], words[WORDS.index("item_id")] = np.repeat(spans, 1_000, axis=0), np.tile(spans, (1_000, 1))
+    zeros = np.zeros(1_000_000, np.int64)
+    events = Events(zeros.astype(np.uint8), zeros, np.stack([zeros, zeros]), np.frombuffer(text, np.uint8), words, zeros, zeros)
 
-    assert len(np.unique(identities(frame))) == 1_000_000
+    assert len(np.unique(identities(events))) == 1_000_000
 
 
 def test_an_event_is_known_again_in_another_batch() -> None:
     """Beside other events, in another wire form, with other ids that do not name it."""
     repeats = Repeats(10)
     first: list[Event] = [click(dwell_ms=1), click(request_id="r2")]
-    repeats.drop(decode_events(CLICKS, [stored(event, at) for at, event in enumerate(first)]).frame)
-    again = repeats.drop(decode_events(CLICKS, [stored(click("u2", model_version="m"), 5, wire="json"), stored(dwell(), 6)]).frame)
+    repeats.drop(decode_events(CLICKS, [stored(event, at) for at, event in enumerate(first)]).events)
+    again = repeats.drop(decode_events(CLICKS, [stored(click("u2", model_version="m"), 5, wire="json"), stored(dwell(), 6)]).events)
 
-    assert again["offset"].to_list() == [6]
+    assert again.offset.tolist() == [6]

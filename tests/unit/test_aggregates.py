@@ -2,12 +2,11 @@
 
 import polars as pl
 
-from schemas.aggregates import COUNTERS, entities, tiles, updates
+from schemas.aggregates import COUNTERS, entities, updates
 from schemas.columns import decode_events
 from schemas.records import Event
 from schemas.topics import CLICKS, IMPRESSIONS
-from schemas.windows import HOUR_MS
-from tests.worlds import NOW_MS, click, dwell, impression, raw, stored, topic_of
+from tests.worlds import click, dwell, impression, raw, stored, topic_of
 
 
 def updates_of(*events: Event) -> pl.DataFrame:
@@ -71,24 +70,6 @@ def test_every_entity_that_an_event_names_is_updated() -> None:
 def test_an_event_without_a_model_version_updates_no_model() -> None:
     """Null is nobody's id."""
     assert entities(updates_of(impression()), "model").is_empty()
-
-
-def test_updates_of_one_entity_and_tile_become_one_row() -> None:
-    """Summed, with the newest event time of the tile."""
-    start_ms = NOW_MS - NOW_MS % HOUR_MS
-    rows = updates_of(click(ts_ms=start_ms, dwell_ms=3), click(ts_ms=start_ms + HOUR_MS - 1), click(ts_ms=start_ms + HOUR_MS))
-
-    summed = tiles(entities(rows, "user"), HOUR_MS).sort("tile").select("tile", *COUNTERS, "last_ms").rows()
-
-    tile = start_ms // HOUR_MS
-    assert summed == [(tile, 0, 2, 1, 3, start_ms + HOUR_MS - 1), (tile + 1, 0, 1, 0, 0, start_ms + HOUR_MS)]
-
-
-def test_the_same_id_in_two_tenants_is_two_entities() -> None:
-    """Their counts are never added."""
-    rows = updates_of(click(tenant="a"), click(tenant="b"))
-
-    assert len(tiles(entities(rows, "user"), HOUR_MS)) == 2
 
 
 def test_the_topic_of_an_event_says_what_it_is() -> None:

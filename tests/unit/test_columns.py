@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import pytest
 
 from schemas import avro, codec
-from schemas.columns import EVENT_COLUMNS, decode_events, decode_profiles
+from schemas.columnar.events import EVENT_COLUMNS
+from schemas.columns import decode_events, decode_profiles
 from schemas.records import CLOCK_SKEW_MS_MAX, DWELL_MS_MAX, ID_BYTES_MAX, TS_MS_MAX, Click, Dwell, Event, Reason
 from schemas.topics import CLICKS, CONTENT, IMPRESSIONS, USERS, StoredRecord
 from tests.worlds import NOW_MS, SCHEMA_IDS, WIRES, click, content, dwell, impression, raw, stored, topic_of, user

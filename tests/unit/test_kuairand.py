@@ -10,7 +10,8 @@ from replay import kuairand
 from replay.rows import contexts_of, rows
 from schemas import codec
 from schemas.aggregates import updates
-from schemas.columns import EVENT_COLUMNS, Profile, decode_events
+from schemas.columnar.events import EVENT_COLUMNS
+from schemas.columns import Profile, decode_events
 from schemas.errors import SettingsError
 from schemas.records import DWELL_MS_MAX, Click, Content, Dwell, Impression, User
 from schemas.topics import CLICKS, CONTENT, IMPRESSIONS, USERS, StoredRecord, Topic

@@ -1,0 +1,180 @@
+"""What a batch adds, summed by entity and tile and sorted by shard, in compiled loops.
+
+Ten impressions of one page touch one user once; a popular item's thousand impressions are one row.
+"""
+
+from typing import NamedTuple
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.columnar.words import Buffer, hash64, same, xxh32
+
+Ints = NDArray[np.int64]
+#: Room for "tenant:id" at its longest; ids and tenants are checked before.
+NAME_BYTES_MAX = 512
+
+
+class Grouped(NamedTuple):
+    """Entities and rows of a batch, both sorted by shard.
+
+    kind: uint8 [E], a place in kinds. event: int64 [E], one event that names the entity. entities_at, rows_at: int64 [shards + 1], where
+    each shard's begin. place: int64 [R], the row's entity, counted from its shard's first. tile: int64 [R]. adds: int64 [R, counters].
+    last_ms: int64 [R], the newest event of the tile.
+    """
+
+    kind: NDArray[np.uint8]
+    event: Ints
+    entities_at: Ints
+    rows_at: Ints
+    place: Ints
+    tile: Ints
+    adds: Ints
+    last_ms: Ints
+
+
+def group(text: Buffer, ids: Ints, tenants: Ints, times: tuple[Ints, Ints], adds: Ints, tile_ms: Ints, guards: Ints) -> Grouped:
+    """Group n events that each name one entity of every kind, or none.
+
+    text: all words. ids: int64 [kinds, n, 2], start and length, length -1 for none. tenants: int64 [n, 2]. times: ts_ms and offset, int64
+    [n]. adds: int64 [n, counters]. tile_ms: int64 [kinds]. guards: int64 [shards], a power of two of them; an event that stands before
+    its shard's is left out.
+    """
+    return Grouped(*_group(text, ids, tenants, times[0], times[1], adds, tile_ms, guards))
+
+
+@numba.njit(cache=True)
+def keys(  # noqa: PLR0913  # compiled functions take arrays, not objects
+    text: Buffer, ids: Ints, tenants: Ints, kind: NDArray[np.uint8], event: Ints, entities_at: Ints, heads: Buffer, heads_at: Ints
+) -> tuple[Buffer, Ints]:
+    """The key of each entity, head + tenant + ":" + id: all bytes, and where each begins, int64 [E + 1].
+
+    heads: what keys of a kind and shard begin with, kind by kind; heads_at: int64 [kinds * shards + 1], where each begins.
+    """
+    shards = len(entities_at) - 1
+    starts = np.zeros(len(kind) + 1, np.int64)
+    total = 0
+    for shard in range(shards):
+        for entity in range(entities_at[shard], entities_at[shard + 1]):
+            head = kind[entity] * shards + shard
+            total += heads_at[head + 1] - heads_at[head] + tenants[event[entity], 1] + 1 + ids[kind[entity], event[entity], 1]
+            starts[entity + 1] = total
+    out = np.zeros(total, np.uint8)
+    for shard in range(shards):
+        for entity in range(entities_at[shard], entities_at[shard + 1]):
+            head, at = kind[entity] * shards + shard, starts[entity]
+            at = _copied(heads, heads_at[head], heads_at[head + 1] - heads_at[head], out, at)
+            _name(text, tenants[event[entity]], ids[kind[entity], event[entity]], out, at)
+    return out, starts
+
+
+@numba.njit(cache=True)
+def _group(  # noqa: C901, PLR0913  # one loop over events; two hash tables under way
+    text: Buffer, ids: Ints, tenants: Ints, ts_ms: Ints, offset: Ints, adds: Ints, tile_ms: Ints, guards: Ints
+) -> tuple[NDArray[np.uint8], Ints, Ints, Ints, Ints, Ints, Ints, Ints]:
+    kinds, events = ids.shape[0], ids.shape[1]
+    size = 16
+    while size < 2 * kinds * events:
+        size *= 2
+    entity_slots, row_slots = np.full(size, -1, np.int32), np.full(size, -1, np.int32)
+    most = kinds * events
+    kind, event, shard, hashes = np.zeros(most, np.uint8), np.zeros(most, np.int64), np.zeros(most, np.int64), np.zeros(most, np.uint64)
+    owner, tile, last_ms = np.zeros(most, np.int64), np.zeros(most, np.int64), np.zeros(most, np.int64)
+    sums = np.zeros((most, adds.shape[1]), np.int64)
+    name = np.zeros(NAME_BYTES_MAX, np.uint8)
+    entities, rows = 0, 0
+    for of_kind in range(kinds):
+        for row in range(events):
+            if ids[of_kind, row, 1] < 0:
+                continue
+            value = hash64(text, ids[of_kind, row, 0], ids[of_kind, row, 1], np.uint64(of_kind))
+            if tenants[row, 1]:
+                value = hash64(text, tenants[row, 0], tenants[row, 1], value)
+            slot = np.int64(value & np.uint64(size - 1))
+            entity = entity_slots[slot]
+            while entity >= 0 and not (
+                hashes[entity] == value
+                and kind[entity] == of_kind
+                and _same_word(text, ids[of_kind, event[entity]], ids[of_kind, row])
+                and _same_word(text, tenants[event[entity]], tenants[row])
+            ):
+                slot = (slot + 1) & (size - 1)
+                entity = entity_slots[slot]
+            if entity < 0:
+                entity = entities
+                entities += 1
+                entity_slots[slot] = entity
+                kind[entity], event[entity], hashes[entity] = of_kind, row, value
+                length = _name(text, tenants[row], ids[of_kind, row], name, 0)
+                shard[entity] = xxh32(name, length) & np.uint32(len(guards) - 1)
+            if offset[row] < guards[shard[entity]]:
+                continue
+            of_tile = ts_ms[row] // tile_ms[of_kind]
+            slot = ((entity * 0x9E3779B1) ^ (of_tile * 0x85EBCA6B)) & (size - 1)
+            place = row_slots[slot]
+            while place >= 0 and not (owner[place] == entity and tile[place] == of_tile):
+                slot = (slot + 1) & (size - 1)
+                place = row_slots[slot]
+            if place < 0:
+                place = rows
+                rows += 1
+                row_slots[slot] = place
+                owner[place], tile[place] = entity, of_tile
+            for counter in range(adds.shape[1]):
+                sums[place, counter] += adds[row, counter]
+            last_ms[place] = max(last_ms[place], ts_ms[row])
+    return _sorted(kind[:entities], event[:entities], shard[:entities], owner[:rows], tile[:rows], sums[:rows], last_ms[:rows], len(guards))
+
+
+@numba.njit(cache=True)
+def _sorted(  # noqa: PLR0913  # as `keys`
+    kind: NDArray[np.uint8], event: Ints, shard: Ints, owner: Ints, tile: Ints, sums: Ints, last_ms: Ints, shards: int
+) -> tuple[NDArray[np.uint8], Ints, Ints, Ints, Ints, Ints, Ints, Ints]:
+    """Entities that have rows, by shard; rows by entity."""
+    held = np.zeros(len(kind), np.int64)
+    for entity in owner:
+        held[entity] += 1
+    entities_at = np.zeros(shards + 1, np.int64)
+    for entity in range(len(kind)):
+        entities_at[shard[entity] + 1] += held[entity] > 0
+    entities_at[:] = np.cumsum(entities_at)
+    free = entities_at[:-1].copy()
+    number = np.zeros(len(kind), np.int64)
+    of_number = np.zeros(entities_at[-1], np.int64)
+    for entity in range(len(kind)):
+        if held[entity]:
+            number[entity] = free[shard[entity]]
+            of_number[number[entity]] = entity
+            free[shard[entity]] += 1
+    rows_from = np.zeros(len(of_number) + 1, np.int64)
+    for place in range(len(of_number)):
+        rows_from[place + 1] = rows_from[place] + held[of_number[place]]
+    rows_at = rows_from[entities_at]
+    of_row = np.zeros(len(owner), np.int64)
+    for row in range(len(owner)):
+        entity = number[owner[row]]
+        of_row[rows_from[entity]] = row
+        rows_from[entity] += 1
+    places = number[owner[of_row]] - entities_at[shard[owner[of_row]]]
+    return kind[of_number], event[of_number], entities_at, rows_at, places, tile[of_row], sums[of_row], last_ms[of_row]
+
+
+@numba.njit(cache=True)
+def _same_word(text: Buffer, a: Ints, b: Ints) -> bool:
+    return a[1] == b[1] and same(text, a[0], b[0], a[1])
+
+
+@numba.njit(cache=True)
+def _name(text: Buffer, tenant: Ints, word: Ints, out: Buffer, at: int) -> int:
+    """Write "tenant:id"; returns where it ends."""
+    at = _copied(text, tenant[0], tenant[1], out, at)
+    out[at] = ord(":")
+    return _copied(text, word[0], word[1], out, at + 1)
+
+
+@numba.njit(cache=True)
+def _copied(text: Buffer, start: int, length: int, out: Buffer, at: int) -> int:
+    for place in range(length):
+        out[at + place] = text[start + place]
+    return at + length

@@ -1,0 +1,98 @@
+"""Columns against plain Python: what a batch adds to whom, words compared and hashed, whatever stands in them."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import xxhash
+from hypothesis import given
+from hypothesis import strategies as st
+
+from online_store.deltas import deltas_of_events
+from online_store.keys import Entity, Generation, record_key, shard_of
+from online_store.record import layouts
+from schemas.aggregates import COUNTERS, ENTITY_ID
+from schemas.columnar.words import is_utf8, xxh32
+from schemas.columns import decode_events
+from schemas.features import REGISTRY
+from schemas.records import Click, Dwell
+from schemas.topics import CLICKS
+from tests.worlds import NOW_MS, stored
+
+LAYOUTS = layouts(REGISTRY)
+GENERATION = Generation(7, REGISTRY.fingerprint, shards=8)
+#: Few ids, so that they meet again; some that differ only in where the tenant ends, some past ASCII.
+IDS = st.sampled_from(["a", "b", "a:b", "ab", "été", "0123456789abcdef0123456789"])
+NAMED = {
+    "request_id": st.just("r"),
+    "user_id": IDS,
+    "item_id": IDS,
+    "ts_ms": st.integers(NOW_MS - 10**8, NOW_MS) | st.sampled_from([NOW_MS, NOW_MS - 1]),
+    "tenant": st.sampled_from(["", "a", "b"]),
+    "model_version": st.sampled_from([None, "", "a", "m"]),
+}
+EVENTS = st.builds(Click, **NAMED, dwell_ms=st.none() | st.integers(0, 10**6)) | st.builds(Dwell, **NAMED, dwell_ms=st.integers(0, 10**6))
+GUARDS = st.lists(st.integers(0, 12), min_size=8, max_size=8)
+
+
+def expected(events: Sequence[Click | Dwell], guards: Sequence[int]) -> dict[tuple[bytes, int], tuple[int, ...]]:
+    """By key and tile: what is added, and the newest event."""
+    found: dict[tuple[bytes, int], list[tuple[int, ...]]] = defaultdict(list)
+    for offset, event in enumerate(events):
+        dwelled = event.dwell_ms is not None
+        adds = (0, isinstance(event, Click), dwelled, event.dwell_ms or 0)
+        for kind, field in ENTITY_ID.items():
+            name = getattr(event, field)
+            if name is not None and offset >= guards[shard_of(event.tenant, name, 8)]:
+                key = record_key(GENERATION, Entity(event.tenant, kind, name))
+                found[key, event.ts_ms // LAYOUTS[kind].tile_ms].append((*adds, event.ts_ms))
+    columns = {name: list(zip(*rows, strict=True)) for name, rows in found.items()}
+    return {name: (*map(sum, adds), max(times)) for name, (*adds, times) in columns.items()}
+
+
+@given(st.lists(EVENTS, max_size=40), GUARDS)
+def test_a_batch_becomes_what_its_events_add(events: list[Click | Dwell], guards: list[int]) -> None:
+    """Each row once, under its own key, in its own shard; nothing of what a shard has already."""
+    columns = decode_events(CLICKS, [stored(event, offset) for offset, event in enumerate(events)]).events
+    found: dict[tuple[bytes, int], tuple[Any, ...]] = {}
+    for shard, deltas in deltas_of_events(columns, LAYOUTS, GENERATION, np.array(guards, np.int64)).items():
+        assert set(deltas.rows["key"].tolist()) == set(range(len(deltas.keys)))
+        for row in deltas.rows:
+            key = deltas.keys[row["key"]]
+            assert key.decode().split(":")[0] == list(LAYOUTS)[deltas.kinds[row["key"]]]
+            assert f"{{g7.{shard}}}" in key.decode()
+            found[key, int(row["tile"])] = (*(int(row[name]) for name in COUNTERS), int(row["last_ms"]))
+
+    assert found == expected(events, guards)
+
+
+@given(st.binary(max_size=40))
+def test_bytes_are_utf8_where_python_says_so(data: bytes) -> None:
+    """Overlong forms, surrogates, cut sequences: all as RFC 3629 has it."""
+    try:
+        data.decode()
+        decodes = True
+    except UnicodeDecodeError:
+        decodes = False
+
+    assert is_utf8(np.frombuffer(data, np.uint8), 0, len(data)) == decodes
+
+
+@pytest.mark.parametrize("lead", range(0xC0, 0x100))
+def test_every_lead_byte_is_judged_with_every_second_one(lead: int) -> None:
+    """Random bytes rarely come near the edges of what is allowed."""
+
+    def decodes(data: bytes) -> bool:
+        return data.decode(errors="ignore").encode() == data
+
+    tried = [bytes([lead, second, *rest]) for second in range(256) for rest in ((), (0x80,), (0x80, 0xBF), (0x80, 0x41))]
+
+    assert [is_utf8(np.frombuffer(data, np.uint8), 0, len(data)) for data in tried] == [decodes(data) for data in tried]
+
+
+@given(st.binary(max_size=80))
+def test_shards_are_those_of_xxhash(data: bytes) -> None:
+    """The compiled hash is the library's, at every length."""
+    assert xxh32(np.frombuffer(data, np.uint8), len(data)) == xxhash.xxh32_intdigest(data)
