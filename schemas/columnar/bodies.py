@@ -121,11 +121,12 @@ def _long(raw: Buffer, at: int, end: int) -> tuple[np.int64, int]:
 
 
 @numba.njit(cache=True)
-def _word(raw: Buffer, at: int, end: int) -> tuple[int, np.int64, int | np.int64]:
+def _word(raw: Buffer, at: int, end: int) -> tuple[int, int, int]:
     """Start and length of the string here, and where it ends, -1 where it is none."""
-    length, at = _long(raw, at, end)
+    said, at = _long(raw, at, end)
+    length = int(said)
     if at < 0 or length < 0 or length > end - at or not is_utf8(raw, at, length):
-        return 0, np.int64(0), -1
+        return 0, 0, -1
     return at, length, at + length
 
 

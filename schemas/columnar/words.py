@@ -77,7 +77,7 @@ def _four(data: Buffer, at: int) -> np.uint32:
 
 
 @numba.njit(cache=True)
-def is_utf8(text: Buffer, start: int, length: int | np.int64) -> bool:
+def is_utf8(text: Buffer, start: int, length: int) -> bool:
     """Whether a span is UTF-8 (RFC 3629): no overlong forms, no surrogates, nothing past U+10FFFF."""
     at, end = start, start + length
     while at < end:
