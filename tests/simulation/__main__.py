@@ -45,9 +45,11 @@ def summary(outcomes: Iterable[Outcome]) -> dict[str, Any]:
         "runs_wrong": sum(bool(outcome.wrong) for outcome in played),
         "faults": by_kind.total(),
         "faults_by_kind": dict(by_kind.most_common()),
+        "kills_by_step": dict(sum((outcome.kills for outcome in played), Counter[str]()).most_common()),
         **{
             name: sum(getattr(outcome, name) for outcome in played)
             for name in (
+                "exits",
                 "events",
                 "repeats",
                 "dead_letters",

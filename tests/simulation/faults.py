@@ -102,7 +102,7 @@ class World:
 
     async def take_store_away(self) -> None:
         """One node or both do not answer for a while, now and then for longer than a worker's patience."""
-        until_s = asyncio.get_running_loop().time() + self.pick.choice((0.3, 2.0, 10.0, AWAY_S_MAX))
+        until_s = asyncio.get_running_loop().time() + self.pick.choice((0.3, 0.3, 2.0, 2.0, 2.0, 10.0, AWAY_S_MAX))
         for node in self.pick.choice(((0,), (1,), (0, 1))):
             self.replicas.away_until_s[node] = until_s
 
@@ -158,4 +158,6 @@ FAULTS: dict[str, Callable[[World], Awaitable[None]]] = {
 def script(pick: random.Random, duration_s: float) -> list[tuple[float, str]]:
     """Moments and faults of one run: of some sorts only, so that some runs are full of one sort and free of another."""
     names = pick.sample(sorted(FAULTS), pick.randint(1, len(FAULTS)))
+    if pick.random() < 0.5:
+        names += ["kill at a step"] * len(names)
     return sorted((pick.uniform(0.0, duration_s), pick.choice(names)) for _ in range(pick.randint(0, 12)))

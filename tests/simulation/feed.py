@@ -20,7 +20,8 @@ POISON = (b"", b"noise", b"{}", b'{"user_id": 7}', b"\xc3\x01" + bytes(12), b"\0
 STEPS_MS = ((0, 1_000), (0, 30_000), (0, 10 * MINUTE_MS), (0, HOUR_MS, DAY_MS))
 #: How far back repeats are looked for: nowhere, within a batch, over a few of them, over every log there is here.
 REPEAT_OFFSETS = (0, 2, 8, 16, 64, 1_024)
-WIRES = ("avro",) * 6 + ("json", "confluent", "header")
+#: How the producers of a run write: all alike, or as they please.
+WIRES = (("avro",), ("avro",), ("json",), ("avro", "avro", "json", "confluent", "header"))
 
 
 @dataclass(slots=True)
@@ -28,7 +29,7 @@ class Feed:
     """Producers, as one seed makes them.
 
     partitions: of each topic. poison_share, ahead_share, profile_share, repeat_share: of records. steps_ms: one of STEPS_MS.
-    repeat_offsets: how far back an event that is sent again does not count.
+    repeat_offsets: how far back an event that is sent again does not count. wires: as tests.worlds.WIRES.
     """
 
     pick: random.Random
@@ -40,6 +41,7 @@ class Feed:
     repeat_share: float
     steps_ms: tuple[int, ...]
     repeat_offsets: int
+    wires: tuple[str, ...]
     now_ms: int = NOW_MS
     #: Requests so far, and the records of the last few of them, which a producer may send again.
     requests: int = 0
@@ -108,7 +110,7 @@ class Feed:
             record = click(**named, dwell_ms=pick.choice((None, 0, pick.randint(1, 10**6))))
         else:
             record = dwell(**named, dwell_ms=pick.randint(-1 if chance < 0.86 else 0, 10**7))
-        self._send(record, self._partition(), timestamp, pick.choice(WIRES))
+        self._send(record, self._partition(), timestamp, pick.choice(self.wires))
 
     def _send(self, record: Any, partition: int, timestamp: int, wire: str) -> None:  # noqa: ANN401  # any event
         self.log.add(record, partition, timestamp, wire)
@@ -123,12 +125,14 @@ class Feed:
     def _profile(self) -> None:
         pick, ts_ms, partition = self.pick, self._event_ms(), self._partition()
         item_id, user_id, tenant = pick.choice(ITEMS), pick.choice(USERS), pick.choice(TENANTS)
-        chance = pick.random()
+        chance, wire = pick.random(), pick.choice(self.wires)
         if chance < 0.4:
             said = {"author_id": pick.choice("xyz"), "topic_tags": pick.sample("abcdef", 2), "quality_score": pick.random()}
-            self.log.add(content(item_id, ts_ms, tenant=tenant, **said), partition, self.now_ms, pick.choice(WIRES))
+            self.log.add(content(item_id, ts_ms, tenant=tenant, **said), partition, self.now_ms, wire)
         elif chance < 0.8:
-            self.log.add(user(user_id, ts_ms, created_at_ms=NOW_MS - DAY_MS, tenant=tenant), partition, self.now_ms, pick.choice(WIRES))
+            self.log.add(
+                user(user_id, ts_ms, created_at_ms=NOW_MS - DAY_MS, tenant=tenant), partition, self.now_ms, pick.choice(self.wires)
+            )
         elif chance < 0.9:
             self.log.forget("content", item_id.encode(), self.now_ms, partition)
         else:
@@ -146,11 +150,12 @@ def drawn(pick: random.Random, log: Log) -> Feed:
     return Feed(
         pick,
         log,
-        partitions=pick.choice((1, 2, 2, 3)),
+        partitions=pick.choice((1, 2, 2, 2, 3)),
         poison_share=pick.choice((0.0, 0.02, 0.1)),
         ahead_share=pick.choice((0.0, 0.05)),
         profile_share=pick.choice((0.0, 0.1, 0.3)),
         repeat_share=pick.choice((0.0, 0.05, 0.2)),
         steps_ms=pick.choice(STEPS_MS),
         repeat_offsets=pick.choice(REPEAT_OFFSETS),
+        wires=pick.choice(WIRES),
     )

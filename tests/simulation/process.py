@@ -6,7 +6,7 @@ was asked for again comes again; what was fetched before may still come, twice, 
 
 import asyncio
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,7 +37,7 @@ class Letter:
 
 @dataclass(slots=True)
 class Broker:
-    """Kafka as all processes share it. calm: whether everything goes fast now.
+    """Kafka as all processes share it. calm: whether everything goes fast now. kills: at each step.
 
     farthest: the end of what was ever delivered of a source. mishaps: of the next deliveries.
     """
@@ -48,6 +48,7 @@ class Broker:
     farthest: dict[Source, int] = field(default_factory=dict)
     mishaps: deque[str] = field(default_factory=deque)
     duplicates_delivered: int = 0
+    kills: Counter[str] = field(default_factory=Counter)
 
     def delivered(self, batch: Batch) -> None:
         """Count what was delivered before."""
@@ -137,7 +138,8 @@ class Process:
             await self._running.wait()
         if self.armed and self.armed[0] == step:
             self.armed = (step, self.armed[1] - 1)
-            if self.armed[1] < 0:
+            if self.armed[1] < 0 and not self.dead:
+                self.consumer.broker.kills[step] += 1
                 self.kill()
         if self.dead:
             await for_ever()
@@ -231,7 +233,7 @@ class Consumer:
     async def fetch(self) -> None:
         """Read on from where the partitions stand, again and again."""
         while True:
-            await asyncio.sleep(0.1 + 0.4 * self.process.pick.random())
+            await asyncio.sleep(0.2 + 0.6 * self.process.pick.random())
             await self.process.passed("fetch")
             if self._fetching:
                 self._fetch()

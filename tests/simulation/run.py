@@ -26,6 +26,10 @@ SCRIPT_S = 12.0
 DRAIN_S_MAX = 30.0
 #: How often the run looks whether it is drained and whether a loss is healed (virtual seconds).
 LOOK_S = 0.5
+#: How often producers write.
+PARTS_COUNT = 6
+#: At how many moments every window is compared.
+MOMENTS_COUNT = 4
 
 
 class NotDrainedError(MillstreamError):
@@ -34,10 +38,15 @@ class NotDrainedError(MillstreamError):
 
 @dataclass(slots=True)
 class Outcome:
-    """What a run did, and what it found wrong: nothing, or sentences. heal_s_max: virtual seconds from lost writes to their return."""
+    """What a run did, and what it found wrong: nothing, or sentences. heal_s_max: virtual seconds from lost writes to their return.
+
+    kills: by the step at which a process was killed. exits: processes that gave up because the store was away for too long.
+    """
 
     seed: int
     faults: Counter[str] = field(default_factory=Counter)
+    kills: Counter[str] = field(default_factory=Counter)
+    exits: int = 0
     events: int = 0
     entities_compared: int = 0
     entities_wrong: int = 0
@@ -90,7 +99,7 @@ async def _play(world: faults.World, outcome: Outcome) -> None:
     """Write the log and let the faults happen, in the order of their moments."""
     pick, loop = world.pick, asyncio.get_running_loop()
     count = pick.choice((30, 100, 100, 200))
-    parts = [(pick.uniform(0.0, SCRIPT_S), "") for _ in range(10)]
+    parts = [(pick.uniform(0.0, SCRIPT_S), "") for _ in range(PARTS_COUNT)]
     for at_s, name in sorted(parts + faults.script(pick, SCRIPT_S)):
         await asyncio.sleep(max(at_s - loop.time(), 0))
         if name:
@@ -98,7 +107,8 @@ async def _play(world: faults.World, outcome: Outcome) -> None:
             outcome.faults[name] += 1
             await faults.FAULTS[name](world)
         else:
-            world.feed.write(count // len(parts))
+            world.feed.write(count // PARTS_COUNT)
+    await asyncio.sleep(max(*world.replicas.away_until_s, loop.time()) - loop.time())
 
 
 def _heal(world: faults.World) -> None:
@@ -144,7 +154,10 @@ async def _judge(world: faults.World, outcome: Outcome) -> None:
     oracle = oracle_of(world.broker.log, repeat_offsets=world.feed.repeat_offsets)
     generation = await world.replicas.primary.current()
     assert generation is not None
-    differences = await compare(world.replicas.primary, REGISTRY, generation, oracle, moments(oracle)[::2])
+    as_of_ms = world.pick.sample(moments(oracle), MOMENTS_COUNT)
+    differences = await compare(world.replicas.primary, REGISTRY, generation, oracle, as_of_ms)
+    outcome.kills = world.broker.kills
+    outcome.exits = len(world.group.failures)
     outcome.events = sum(map(len, world.broker.log.partitions.values()))
     outcome.entities_compared = len(oracle.entities)
     outcome.entities_wrong = len(differences)
