@@ -1,0 +1,1 @@
+"""A store that cannot keep up while producers go on: what waits must wait in Kafka."""
