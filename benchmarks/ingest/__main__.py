@@ -30,6 +30,7 @@ PEERS = (
     ("Faust, hopping table 1 h / 10 s", "stock_faust", "table", 400),
     ("Faust, a dict", "stock_faust", "dict", 100_000),
 )
+OWN, HOT = "millstream", "millstream, hot item"
 #: A feed, and the prefix of the topics that hold it.
 Sent = tuple[feeds.Feed, str]
 
@@ -79,7 +80,7 @@ def others(bench: Bench) -> None:
 
 def own(bench: Bench) -> None:
     """Millstream as it is."""
-    bench.repeat("millstream", bench.run)
+    bench.repeat(OWN, bench.run)
 
 
 def as_json(bench: Bench) -> None:
@@ -89,7 +90,7 @@ def as_json(bench: Bench) -> None:
 
 def hot(bench: Bench) -> None:
     """One item draws 30 % of all."""
-    bench.repeat("millstream, hot item", lambda: bench.run(hot=True))
+    bench.repeat(HOT, lambda: bench.run(hot=True))
 
 
 def append_only(bench: Bench) -> None:
@@ -149,8 +150,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         bench.sent()
         for part in arguments.only or PARTS:
             PARTS[part](bench)
-    results.publish("ingest", arguments, bench.rows, NOTES, COLUMNS, feed=_described(bench))
+    results.publish("ingest", arguments, bench.rows, NOTES, COLUMNS, feed=_described(bench), compared=compared(bench.rows))
     return 0
+
+
+def compared(rows: dict[str, results.Result]) -> dict[str, Any]:
+    """What the rows of one run say of one another, by medians; a comparison whose rows were not measured is left out."""
+    speed = {title: row["events_per_s"]["median"] for title, row in rows.items()}
+    found: dict[str, Any] = {}
+    engines = {title: speed[title] for title, *_ in PEERS if title in speed}
+    if OWN in speed and engines:
+        best = max(engines, key=engines.__getitem__)
+        found |= {"best_peer": best, "times_best_peer": round(speed[OWN] / engines[best], 1)}
+    if OWN in speed and HOT in speed:
+        found["hot_item_drop_percent"] = round(100 * (1 - speed[HOT] / speed[OWN]), 1)
+    return found
 
 
 def _described(bench: Bench) -> dict[str, Any]:
