@@ -5,10 +5,11 @@ The last line is JSON. Exit code 1: an entity is wrong, a dead letter is, a guar
 
 import argparse
 import json
+import signal
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from typing import Any
 
 from benchmarks.chaos.faults import PLANS, Plan
@@ -27,7 +28,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", choices=PLANS, action="append", help="this run alone; may be given again")
     parser.add_argument("--count", type=int, help="how many faults a run injects, in place of the scale's")
     parser.add_argument("--events-per-s", type=int, default=500, help="the feed's pace (default 500)")
-    parser.add_argument("--jobs", type=int, default=2, help="runs side by side, each with servers of its own (default 2)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, each with servers of its own (default 1)")
     parser.add_argument("--save", action="store_true", help=f"write the result, with machine and versions, to {RESULTS.name}")
     parser.add_argument("--json", action="store_true", help="say nothing but the last line")
     return parser.parse_args()
@@ -68,9 +69,15 @@ def played(asked: argparse.Namespace) -> list[Report]:
     names = asked.only or list(PLANS)
     with ProcessPoolExecutor(asked.jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         under_way = [pool.submit(play_plan, name, asked.seed, _scale(asked, PLANS[name])) for name in names]
-        for report in as_completed(under_way):
-            if not asked.json:
-                sys.stderr.write(json.dumps(report.result().as_json()) + "\n")
+        try:
+            for report in as_completed(under_way):
+                if not asked.json:
+                    sys.stderr.write(json.dumps(report.result().as_json()) + "\n")
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in active_children():
+                process.terminate()
+            raise
         return [report.result() for report in under_way]
 
 
@@ -80,6 +87,7 @@ def _scale(asked: argparse.Namespace, plan: Plan) -> Scale:
 
 def main() -> int:
     """Play every run that was asked for; 1 if anything is wrong."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     asked = arguments()
     begun_s = time.monotonic()
     reports = played(asked)

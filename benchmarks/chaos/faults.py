@@ -6,16 +6,20 @@ import signal
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import get_args
 
 from benchmarks.chaos.feed import Feed
 from benchmarks.chaos.fleet import Fleet
 from benchmarks.chaos.launcher import STEPS
-from benchmarks.chaos.proxy import Cut
-from benchmarks.chaos.stores import Stores
+from benchmarks.chaos.servers.cluster import ClusterStores
+from benchmarks.chaos.servers.pair import Stores
+from benchmarks.chaos.servers.proxy import Cut
 from benchmarks.chaos.watch import Watch
 from compose.local import Server
-from tests.workers import wait_until
+from online_store.keys import guard_key
+from online_store.servers.routing import slot_of
+from tests.workers import GENERATION, wait_until
 
 #: Restarts, joins and leaves are so far apart (seconds).
 APART_S = (3.0, 5.0)
@@ -25,6 +29,8 @@ LOST_ROWS = 10_000
 DELAYS_MS, DELAY_S = (50, 500, 5_000), 12.0
 #: A store stands still so long (seconds).
 PAUSE_S = 10.0
+#: A slot stands on two nodes, and a killed node is away, for so long (seconds).
+HALF_MOVED_S, NODE_AWAY_S = 1.0, 3.0
 #: So long after a loss all guards must be back at the end of the log (seconds), or the harness stops waiting.
 HEAL_S = 120.0
 
@@ -34,7 +40,7 @@ class World:
     """Everything that runs. session_s: so long a group takes to miss a worker. done: how often each fault was injected."""
 
     fleet: Fleet
-    stores: Stores
+    stores: Stores | ClusterStores
     feed: Feed
     watch: Watch
     broker: Server
@@ -44,6 +50,18 @@ class World:
     done: Counter[str] = field(default_factory=Counter)
     heals_s: list[float] = field(default_factory=list)
     writes_lost: int = 0
+
+    @property
+    def pair(self) -> Stores:
+        """The store of a run that is to fail over, be emptied or be slow."""
+        assert isinstance(self.stores, Stores), self.stores
+        return self.stores
+
+    @property
+    def cluster(self) -> ClusterStores:
+        """The store of a run whose slots are to move."""
+        assert isinstance(self.stores, ClusterStores), self.stores
+        return self.stores
 
     def rest(self) -> None:
         """As long as two faults lie apart."""
@@ -91,15 +109,15 @@ def zombies(world: World, count: int) -> None:
 def failovers(world: World, count: int) -> None:
     """Replication cut, writes acknowledged and lost, primary killed, replica promoted; the feed goes on meanwhile."""
     for _ in range(count):
-        world.stores.cut_replication()
+        world.pair.cut_replication()
         heard = world.watch.applied
         world.feed.burst(2 * LOST_ROWS)
         wait_until(lambda heard=heard: world.watch.applied >= heard + LOST_ROWS, timeout_s=60)  # type: ignore[misc]  # a bound default
         with world.watch.losing():
-            world.writes_lost += world.stores.fail_over()
+            world.writes_lost += world.pair.fail_over()
         world.done["failover"] += 1
         world.heal()
-        world.stores.rejoin()
+        world.pair.rejoin()
         world.rest()
 
 
@@ -107,7 +125,7 @@ def emptied(world: World, count: int) -> None:
     """FLUSHALL, and a store that is killed and comes back with nothing, by turns."""
     for number in range(count):
         with world.watch.losing():
-            (world.stores.restart_empty if number % 2 else world.stores.flush)()
+            (world.pair.restart_empty if number % 2 else world.pair.flush)()
         world.done["restart empty" if number % 2 else "FLUSHALL"] += 1
         world.heal()
         world.rest()
@@ -117,18 +135,18 @@ def slowness(world: World, count: int) -> None:
     """A store that answers late, stands still, or whose connections end in the middle of a script."""
     for _ in range(count):
         for delay_ms in DELAYS_MS:
-            world.stores.front.delay_ms = delay_ms
+            world.pair.front.delay_ms = delay_ms
             world.fleet.rest(DELAY_S)
-            world.stores.front.delay_ms = 0
+            world.pair.front.delay_ms = 0
             world.done[f"store {delay_ms} ms late"] += 1
             world.rest()
-        world.stores.primary.pause(PAUSE_S)
+        world.pair.primary.pause(PAUSE_S)
         world.done["store paused"] += 1
         world.rest()
         for part in get_args(Cut) * 5:
-            before = world.stores.front.cuts
-            world.stores.front.cut_script(part)
-            wait_until(lambda before=before: world.stores.front.cuts > before)  # type: ignore[misc]  # a bound default
+            before = world.pair.front.cuts
+            world.pair.front.cut_script(part)
+            wait_until(lambda before=before: world.pair.front.cuts > before)  # type: ignore[misc]  # a bound default
             world.done[f"script's {part} cut"] += 1
         world.rest()
 
@@ -145,13 +163,30 @@ def broker_kills(world: World, count: int) -> None:
         world.fleet.rest(10.0)
 
 
+def moves_and_losses(world: World, count: int) -> None:
+    """A shard's slot moved to another node, a node killed that comes back empty, a worker killed: by turns."""
+    for _ in range(count):
+        slot = slot_of(guard_key(GENERATION, world.draw.randrange(GENERATION.shards)))
+        world.cluster.move_slot(slot, world.draw, lambda: world.fleet.rest(HALF_MOVED_S))
+        world.done["slot moved"] += 1
+        world.rest()
+        with world.watch.losing():
+            world.cluster.lose_node(world.draw, lambda: world.fleet.rest(NODE_AWAY_S))
+        world.done["node killed"] += 1
+        world.heal()
+        world.fleet.kill(world.draw)
+        world.done["kill -9"] += 1
+        world.rest()
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One run. small, full: how many of the fault at each scale."""
+    """One run. small, full: how many of the fault at each scale; stores: what it makes in its folder to store in."""
 
     inject: Callable[[World, int], None]
     small: int
     full: int
+    stores: Callable[[Path], Stores | ClusterStores] = Stores
 
 
 PLANS = {
@@ -161,4 +196,5 @@ PLANS = {
     "emptied": Plan(emptied, 2, 12),
     "slowness": Plan(slowness, 1, 4),
     "broker": Plan(broker_kills, 1, 5),
+    "cluster": Plan(moves_and_losses, 1, 10, ClusterStores),
 }

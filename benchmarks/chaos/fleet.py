@@ -1,5 +1,6 @@
 """Worker processes of one consumer group: started, killed, frozen, told where to die, and started again."""
 
+import contextlib
 import json
 import os
 import random
@@ -81,6 +82,9 @@ class Member:
             self._popen.wait(timeout_s)
         except subprocess.TimeoutExpired:
             return False
+        if self._popen.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._popen.stdin.close()
         return True
 
 
@@ -123,6 +127,7 @@ class Fleet:
         """Start again whoever has ended."""
         for slot, member in enumerate(self.members):
             if member.exit_code is not None:
+                member.wait()
                 self.members[slot] = self._start()
 
     def rest(self, seconds: float) -> None:

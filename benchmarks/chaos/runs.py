@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import signal
 import tempfile
 import time
 from collections import Counter
@@ -13,7 +14,6 @@ from typing import Any
 from benchmarks.chaos.faults import PLANS, Plan, World
 from benchmarks.chaos.feed import PARTITIONS, Feed
 from benchmarks.chaos.fleet import Fleet
-from benchmarks.chaos.stores import Stores
 from benchmarks.chaos.verdict import Verdict, judge
 from benchmarks.chaos.watch import Watch
 from compose import topics
@@ -25,7 +25,7 @@ STALL_S_MAX = 30.0
 #: How long the workers may take to apply what is left once the faults are over (seconds).
 DRAIN_S = 180.0
 #: What the feed does before the first fault (seconds).
-WARM_UP_S = 5.0
+WARM_UP_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,9 @@ class Report:
 
 
 def play_plan(name: str, seed: int, scale: Scale) -> Report:
-    """Play one of PLANS in a folder that is removed afterwards."""
+    """Play one of PLANS in a folder that is removed afterwards; SIGTERM ends it as Ctrl-C does, and leaves nothing running."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as folder:
         return play(name, PLANS[name], seed, scale, Path(folder))
 
@@ -98,11 +100,12 @@ def play(name: str, plan: Plan, seed: int, scale: Scale, folder: Path) -> Report
     with ExitStack() as parts:
         broker, start_broker, bootstrap = parts.enter_context(own_broker(folder))
         topics.create(bootstrap, prefix, PARTITIONS, retention_ms=-1)
-        stores = parts.enter_context(Stores(folder))
+        stores = plan.stores(folder)
+        parts.enter_context(stores)
         settings = IngestSettings(bootstrap, f"{prefix}ingest", prefix, session_timeout_s=SHORT_SESSION_S)
         fleet = parts.enter_context(Fleet(folder / "workers", settings, stores.url))
         feed = Feed(bootstrap, prefix, seed, scale.events_per_s, scale.speed)
-        with feed, Watch(bootstrap, prefix, lambda: stores.primary.client) as watch:
+        with feed, Watch(bootstrap, prefix, lambda: stores.client) as watch:
             world = World(fleet, stores, feed, watch, broker, start_broker, random.Random(seed), SHORT_SESSION_S)  # noqa: S311  # data by a seed, no secret
             fleet.rest(WARM_UP_S)
             watch.await_ends(DRAIN_S, fleet.tend)

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import redis
 
-from benchmarks.chaos.proxy import Proxy
+from benchmarks.chaos.servers.proxy import Proxy
 from compose.kafka_jars import HOST
 from compose.local import Server, store_answers, store_command
 from tests.services import free_port
@@ -46,6 +46,7 @@ class Node:
 
     def stop(self) -> None:
         """Stop it if it runs."""
+        self.client.close()
         self._server.stop()
 
     def _signal(self, number: int) -> None:
@@ -79,6 +80,11 @@ class Stores:
     def __exit__(self, *_: object) -> None:
         """Stop both."""
         self._exit.close()
+
+    @property
+    def client(self) -> Any:  # noqa: ANN401  # redis-py's client
+        """Asks the store where it is now, past the proxy."""
+        return self.primary.client
 
     @property
     def url(self) -> str:

@@ -1,0 +1,1 @@
+"""The stores that workers talk to while faults are injected: a primary with its replica, and a cluster."""
