@@ -87,18 +87,20 @@ class World:
 
     async def disturb_delivery(self) -> None:
         """The next batches are lost between fetch and take, come twice, or in another order."""
-        self.broker.mishaps.extend(self.pick.choices((*MISHAPS, ""), k=self.pick.randint(1, 4)))
+        self.broker.mishaps.extend(self.pick.choices((*MISHAPS, ""), k=self.pick.randint(1, 8)))
 
     async def lose_writes(self) -> None:
         """A replica takes over without the last acknowledged writes, of every node or of one."""
         await self._note_loss()
         shards = None if self.pick.random() < 0.5 else [shard for shard in range(self.replicas.shards_count) if self.pick.random() < 0.5]
         self.replicas.lose(shards)
+        self._maybe_rebalance()
 
     async def empty(self) -> None:
         """FLUSHALL."""
         await self._note_loss()
         await self.replicas.clear()
+        self._maybe_rebalance()
 
     async def take_store_away(self) -> None:
         """One node or both do not answer for a while, now and then for longer than a worker's patience."""
@@ -129,6 +131,11 @@ class World:
     def _running(self) -> Process | None:
         found = [process for process in self.group.living() if not process.stopped]
         return self.pick.choice(found) if found else None
+
+    def _maybe_rebalance(self) -> None:
+        """What takes the store down may move partitions in the same moment."""
+        if self.pick.random() < 0.3:
+            self.group.rebalance()
 
     async def _note_loss(self) -> None:
         stood = await self.replicas.lowest(self.group.sources)

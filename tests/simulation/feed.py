@@ -1,12 +1,12 @@
 """What producers write into the log: honest events, and everything that an ingest must survive without counting it wrong."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from schemas.records import CLOCK_SKEW_MS_MAX
-from schemas.topics import StoredRecord
+from schemas.topics import Source, StoredRecord
 from schemas.windows import DAY_MS, HOUR_MS, LATENESS_MS, MINUTE_MS
 from tests.worlds import NOW_MS, SOURCE_TOPICS, Log, click, content, dwell, impression, raw, user
 
@@ -59,9 +59,9 @@ class Feed:
         for _ in range(count):
             self._append_poison(topic, partition)
 
-    def write_everywhere(self) -> None:
-        """One event for each partition that has something: whoever missed what stood before it sees that now."""
-        for source in self.log.sources:
+    def write_behind(self, sources: Iterable[Source]) -> None:
+        """One record more for some partitions: only then can a worker see that the batch before it never came."""
+        for source in sorted(sources):
             self._append_poison(source.topic, source.partition)
 
     def write_twice(self, count: int) -> None:

@@ -39,7 +39,8 @@ class Letter:
 class Broker:
     """Kafka as all processes share it. calm: whether everything goes fast now. kills: at each step.
 
-    farthest: the end of what was ever delivered of a source. mishaps: of the next deliveries.
+    farthest: the end of what was ever delivered of a source. mishaps: of the next deliveries. lost: sources of batches that were
+    fetched and never handed on.
     """
 
     log: Log
@@ -48,6 +49,7 @@ class Broker:
     farthest: dict[Source, int] = field(default_factory=dict)
     mishaps: deque[str] = field(default_factory=deque)
     duplicates_delivered: int = 0
+    lost: set[Source] = field(default_factory=set)
     kills: Counter[str] = field(default_factory=Counter)
 
     def delivered(self, batch: Batch) -> None:
@@ -258,6 +260,7 @@ class Consumer:
         queue = self._queues[batch.source.topic]
         mishap = self.broker.mishaps.popleft() if self.broker.mishaps else None
         if mishap == "lost":
+            self.broker.lost.add(batch.source)
             self.done(batch.source)
             return
         queue.append(batch)

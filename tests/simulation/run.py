@@ -120,7 +120,7 @@ def _heal(world: faults.World) -> None:
     for process in world.group.living():
         process.armed = None
         process.go_on()
-    world.feed.write_everywhere()
+    world.feed.write_behind(world.broker.lost)
 
 
 async def _watch(world: faults.World, outcome: Outcome) -> None:
