@@ -30,6 +30,8 @@ GUARD_CHECK_S = 5.0
 #: How often guards of shards without rows catch up (seconds). Less costs a call a shard and source each time; more lets a
 #: restart read further back.
 SETTLE_S = 0.25
+#: How often Kafka is asked where sources end (seconds): while a store holds everything up, nothing else tells the lag.
+LAG_S = 2.0
 #: How often a worker looks whether it has crashed or was asked to stop (seconds).
 HEALTH_CHECK_S = 0.2
 #: How long Kafka may take to say which topics it has (seconds), before a start is given up.
@@ -80,6 +82,7 @@ def build(settings: IngestSettings, store: OnlineStore, registry: Registry) -> A
     add_agents(app, worker)
     app.timer(GUARD_CHECK_S, name="check_guards")(worker.check_guards)
     app.timer(SETTLE_S, name="settle")(worker.settle)
+    app.timer(LAG_S, name="observe_lag")(worker.observe_lag)
     return app
 
 

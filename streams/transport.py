@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import faust
 from aiokafka import AIOKafkaConsumer
-from aiokafka.errors import IllegalStateError
+from aiokafka.errors import IllegalStateError, KafkaError
 from faust.tables.manager import TableManager
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, AgentT, ConsumerMessage
@@ -108,9 +108,12 @@ class BatchConsumer(driver.Consumer):
                 yield tp, self._message(tp, self._batch(tp, found))
 
     async def ends(self, sources: Sequence[Source]) -> Mapping[Source, int]:
-        """Where sources end now."""
+        """Where sources end now. Raises LogError where Kafka does not say."""
         partitions = {self.app.partition_of(source): source for source in sources}
-        ends = await self.highwaters(*partitions) if partitions else {}
+        try:
+            ends = await self.highwaters(*partitions) if partitions else {}
+        except KafkaError as error:
+            raise LogError(f"Kafka does not say where {len(partitions)} partitions end: {error!r}. Is it up?") from error
         return {partitions[tp]: end for tp, end in ends.items()}
 
     def end_offset(self, source: Source) -> int | None:
@@ -215,7 +218,7 @@ class App(faust.App):
         cast("BatchConsumer", self.consumer).done(source)
 
     async def ends(self, sources: Sequence[Source]) -> Mapping[Source, int]:
-        """Where sources end now: asked of Kafka."""
+        """Where sources end now, asked of Kafka. Raises LogError."""
         return await cast("BatchConsumer", self.consumer).ends(sources)
 
     def end_offset(self, source: Source) -> int | None:

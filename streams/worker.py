@@ -7,6 +7,7 @@ fit, and the partition is read again from where the guards stand. A worker that 
 
 import asyncio
 import functools
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -25,6 +26,8 @@ STORE_PATIENCE_S = 60.0
 STORE_PAUSES_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 T = TypeVar("T")
+
+log = logging.getLogger("millstream.ingest")
 
 
 class Worker:
@@ -76,6 +79,17 @@ class Worker:
     async def settle(self) -> None:
         """Let the guards of shards without rows catch up, so that a restart does not read far back."""
         await self._look_after(self.ingest.settle)
+
+    async def observe_lag(self) -> None:
+        """Tell how far each source is behind, though nothing is fetched: a store that stands still holds up everything else."""
+        try:
+            ends = await self.app.ends(list(self._positions))
+        except LogError as error:
+            log.info("the lag is not known now: %s", error)
+            return
+        for source, end in ends.items():
+            if source in self._positions:
+                metrics.observe_lag(end, source, max(self._positions[source], self.ingest.lowest_guard(source)))
 
     async def _look_after(self, ask: Callable[[Source], Awaitable[int]]) -> None:
         """Ask where each source is to be read on from, and go back if that is behind us."""

@@ -66,6 +66,11 @@ class Process:
         return self.log_file.read_text(errors="replace")
 
     @property
+    def pid(self) -> int:
+        """Its number."""
+        return self._popen.pid
+
+    @property
     def alive(self) -> bool:
         """Whether it runs."""
         return self._popen.poll() is None

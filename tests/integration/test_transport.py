@@ -271,6 +271,7 @@ def test_faust_is_the_version_that_the_seam_was_cut_for() -> None:
         (Consumer, "_add_gap", ["self", "tp", "offset_from", "offset_to"]),
         (Consumer, "_new_offset", ["self", "tp"]),
         (ThreadDelegateConsumer, "seek_wait", ["self", "partitions"]),
+        (ThreadDelegateConsumer, "highwaters", ["self", "partitions"]),
         (driver.Consumer, "_new_consumer_thread", ["self"]),
         (driver.AIOKafkaConsumerThread, "_create_worker_consumer", ["self", "transport"]),
         (TableManager, "_update_channels", ["self"]),
