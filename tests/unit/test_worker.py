@@ -10,6 +10,7 @@ from online_store.memory import MemoryStore
 from online_store.store import Step
 from schemas.features import REGISTRY
 from schemas.topics import Batch, Source
+from streams import metrics
 from streams.worker import Worker
 from tests.worlds import Log, dump, impression, replayed
 
@@ -92,6 +93,22 @@ async def test_batches_that_follow_are_applied() -> None:
     await read_on(worker, consumer, found, 0)
 
     assert (consumer.rewinds, await dump(store)) == ([], await replayed(found))
+
+
+async def test_repeats_are_counted_once() -> None:
+    """The counter tells events that were dropped, the other one those that were not; reading them again after a restart tells nothing."""
+    store, found = MemoryStore(REGISTRY), log("a", "b")
+    for record in list(found):
+        found.append(record)
+    before = [metric.labels("impressions")._value.get() for metric in (metrics.EVENTS, metrics.REPEATS)]  # noqa: SLF001  # no other way to read one
+    for _ in range(2):
+        worker, consumer = begun(store)
+        position = (await worker.assign([SOURCE]))[SOURCE]
+        await read_on(worker, consumer, found, position)
+        await worker.settle()
+    after = [metric.labels("impressions")._value.get() for metric in (metrics.EVENTS, metrics.REPEATS)]  # noqa: SLF001  # as above
+
+    assert [now - then for now, then in zip(after, before, strict=True)] == [2, 2]
 
 
 async def test_a_gap_goes_back_and_applies_nothing() -> None:
