@@ -73,7 +73,8 @@ def stack(settings: Settings, arguments: Arguments) -> Result:
 
 def topics(settings: Settings, arguments: Arguments) -> Result:
     """Create the topics that are not there yet."""
-    created = topics_module.create(settings.kafka_bootstrap, settings.topic_prefix, arguments.partitions, arguments.retention_ms)
+    wanted = (arguments.partitions, arguments.retention_ms, settings.kafka_security)
+    created = topics_module.create(settings.kafka_bootstrap, settings.topic_prefix, *wanted)
     return {"created": created}
 
 
@@ -86,8 +87,9 @@ def ingest(settings: Settings, _: Arguments) -> Result:
         settings.topic_prefix,
         settings.schema_registry_url,
         repeat_offsets=settings.repeat_offsets,
+        security=settings.kafka_security,
     )
-    store = RedisStore(settings.store_url, settings.features)
+    store = RedisStore(settings.store_url, settings.features, tls=settings.store_tls)
     return {"exit_code": asyncio.run(run_ingest(worker, store, settings.features))}
 
 
@@ -100,10 +102,11 @@ def serve(settings: Settings, _: Arguments) -> Result:
 
 
 async def _serve(settings: Settings, bundle: bundles.Bundle) -> None:
-    store = RedisStore(settings.store_url, settings.features, RANK_STORE_TIMEOUT_S)
+    store = RedisStore(settings.store_url, settings.features, RANK_STORE_TIMEOUT_S, settings.store_tls)
     ranker = Ranker(store, settings.features, bundle)
     await ranker.refresh()
-    names = RankSettings(settings.kafka_bootstrap, f"{settings.group_id}-serve", settings.topic_prefix, settings.reply_topics)
+    group_id = f"{settings.group_id}-serve"
+    names = RankSettings(settings.kafka_bootstrap, group_id, settings.topic_prefix, settings.reply_topics, settings.kafka_security)
     worker = RankWorker(names, ranker, schema_ids(settings.schema_registry_url))
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -117,7 +120,7 @@ async def _serve(settings: Settings, bundle: bundles.Bundle) -> None:
 
 def train_(settings: Settings, arguments: Arguments) -> Result:
     """Train on the log in Kafka and write a bundle."""
-    log = KafkaLog(settings.kafka_bootstrap, settings.topic_prefix)
+    log = KafkaLog(settings.kafka_bootstrap, settings.topic_prefix, settings.kafka_security)
     chosen = {"objective": arguments.objective, "repeat_offsets": settings.repeat_offsets}
     bundle = train(log, settings.features, settings.models_uri, now_ms=_now_ms(), **chosen)
     return {"model_version": bundle.manifest.model_version, "folder": str(bundle.folder), **bundle.manifest.metrics}
@@ -129,7 +132,7 @@ def features(settings: Settings, arguments: Arguments) -> Result:
 
 
 async def _features(settings: Settings, entity: Entity, as_of_ms: int | None) -> Result:
-    store = RedisStore(settings.store_url, settings.features)
+    store = RedisStore(settings.store_url, settings.features, tls=settings.store_tls)
     try:
         return await describe(store, settings.features, entity, as_of_ms or _now_ms())
     finally:
@@ -138,10 +141,10 @@ async def _features(settings: Settings, entity: Entity, as_of_ms: int | None) ->
 
 def dead_letters(settings: Settings, arguments: Arguments) -> Result:
     """List what could not be used, the newest last, or send it again."""
-    log = KafkaLog(settings.kafka_bootstrap, settings.topic_prefix)
+    log = KafkaLog(settings.kafka_bootstrap, settings.topic_prefix, settings.kafka_security)
     if arguments.action == "redrive":
         choice = redrives.Choice(arguments.reason, arguments.topic, arguments.from_offset, redrives.repair_of(arguments.repair))
-        sender = redrives.Sender(settings.kafka_bootstrap, settings.topic_prefix)
+        sender = redrives.Sender(settings.kafka_bootstrap, settings.topic_prefix, settings.kafka_security)
         with Progress(console=Console(stderr=True), disable=arguments.json or not sys.stderr.isatty(), transient=True) as progress:
             task = progress.add_task("letters", total=sum(log.end_offsets(DEAD_LETTERS).values()))
             return asdict(redrives.redrive(log, sender, choice, lambda read: progress.update(task, completed=read)))

@@ -11,7 +11,7 @@ is therefore dead again, today as then, unless a repair mends its time.
 
 import importlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -127,14 +127,15 @@ def _chosen(
 class Sender:
     """A producer of letters' records and of marks. Raises LogError where Kafka does not take all."""
 
-    def __init__(self, bootstrap: str, topic_prefix: str = "") -> None:
-        """bootstrap: host:port of the brokers."""
+    def __init__(self, bootstrap: str, topic_prefix: str = "", security: Mapping[str, str] | None = None) -> None:
+        """bootstrap: host:port of the brokers. security: as replay.log.Publisher's."""
         self.topic_prefix = topic_prefix
         self._failures: list[KafkaError] = []
         self._producer = Producer(
             {
                 **QUIET,
                 "bootstrap.servers": bootstrap,
+                **(security or {}),
                 "enable.idempotence": True,
                 "compression.type": "lz4",
                 "message.max.bytes": RECORD_BYTES_MAX,

@@ -3,12 +3,13 @@
 import importlib
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from online_store.servers.address import Tls, parse_url, without_password
 from schemas.columnar.repeats import REPEAT_OFFSETS
 from schemas.errors import SettingsError
 from schemas.features import Registry
@@ -26,8 +27,7 @@ def _address(value: str) -> str:
 
 
 def _store_url(value: str) -> str:
-    if urlsplit(value).scheme not in ("redis", "rediss") or not urlsplit(value).hostname:
-        raise ValueError("a URL like redis://localhost:6379 or rediss://host:6380/0")
+    parse_url(value)
     return value
 
 
@@ -71,8 +71,24 @@ def _names(value: str) -> frozenset[str]:
     return frozenset(part for part in value.split(",") if part)
 
 
-def _setting(default: str, help_: str, parse: Any = str) -> Any:  # noqa: ANN401  # dataclasses.field's own type
-    return field(metadata={"default": default, "help": help_, "parse": parse})
+def _path(value: str) -> Path | None:
+    if value and not Path(value).is_file():
+        raise ValueError("a file that is there")
+    return Path(value) if value else None
+
+
+def _one_of(*words: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if value not in words:
+            raise ValueError(f"one of {', '.join(words)}")
+        return value
+
+    return parse
+
+
+def _setting(default: str, help_: str, parse: Any = str, *, shown: bool = True) -> Any:  # noqa: ANN401  # dataclasses.field's own type
+    """shown: whether its value may stand in a repr and so in a log."""
+    return field(repr=shown, metadata={"default": default, "help": help_, "parse": parse})
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +96,21 @@ class Settings:
     """Everything that can be set. Each is a flag --like-this, a variable MILLSTREAM_LIKE_THIS and a key like_this in millstream.toml."""
 
     kafka_bootstrap: str = _setting("localhost:9092", "Kafka, host:port[,host:port]", _address)
-    store_url: str = _setting("redis://localhost:6379", "the online store", _store_url)
+    store_url: str = _setting("redis://localhost:6379", "the online store", _store_url, shown=False)
+    store_tls_ca_file: Path | None = _setting("", "who signed the store's certificate, PEM; the system's authorities if none", _path)
+    store_tls_cert_file: Path | None = _setting("", "our certificate, PEM, for a store that asks for one", _path)
+    store_tls_key_file: Path | None = _setting("", "the key of that certificate, PEM", _path)
+    kafka_security_protocol: str = _setting(
+        "PLAINTEXT", "PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL", _one_of("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
+    )
+    kafka_sasl_mechanism: str = _setting(
+        "SCRAM-SHA-512", "PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512", _one_of("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+    )
+    kafka_sasl_username: str = _setting("", "who we are to Kafka")
+    kafka_sasl_password: str = _setting("", "its password: as a variable or in the file, for a flag is seen by others", shown=False)
+    kafka_tls_ca_file: Path | None = _setting("", "who signed the brokers' certificates, PEM; the system's authorities if none", _path)
+    kafka_tls_cert_file: Path | None = _setting("", "our certificate, PEM, for brokers that ask for one", _path)
+    kafka_tls_key_file: Path | None = _setting("", "the key of that certificate, PEM", _path)
     topic_prefix: str = _setting("", "put in front of every topic's name", _prefix)
     group_id: str = _setting("millstream", "consumer group; ingest and serve add their own names")
     features: Registry = _setting("schemas.features:REGISTRY", "the feature registry, module:NAME", _registry)
@@ -92,6 +122,31 @@ class Settings:
     )
     schema_registry_url: str = _setting("", "a Confluent-compatible schema registry", _url)
     reply_topics: frozenset[str] = _setting("", "topics that rank requests may name for their answers, comma separated", _names)
+
+    @property
+    def store_tls(self) -> Tls:
+        """The files of TLS with the store."""
+        return Tls(self.store_tls_ca_file, self.store_tls_cert_file, self.store_tls_key_file)
+
+    @property
+    def kafka_security(self) -> dict[str, str]:
+        """What every Kafka client is told, by librdkafka's names. Holds the password: not for logs."""
+        protocol = self.kafka_security_protocol
+        found: dict[str, object] = {}
+        if protocol.endswith("SSL"):
+            found |= {
+                "ssl.ca.location": self.kafka_tls_ca_file,
+                "ssl.certificate.location": self.kafka_tls_cert_file,
+                "ssl.key.location": self.kafka_tls_key_file,
+            }
+        if protocol.startswith("SASL"):
+            found |= {
+                "sasl.mechanism": self.kafka_sasl_mechanism,
+                "sasl.username": self.kafka_sasl_username,
+                "sasl.password": self.kafka_sasl_password,
+            }
+        given = {name: str(value) for name, value in found.items() if value}
+        return {} if protocol == "PLAINTEXT" else {"security.protocol": protocol, **given}
 
 
 def load(flags: Mapping[str, str | None], variables: Mapping[str, str] = os.environ, file: Path = FILE) -> Settings:
@@ -105,10 +160,24 @@ def load(flags: Mapping[str, str | None], variables: Mapping[str, str] = os.envi
         try:
             values[setting.name] = setting.metadata["parse"](raw)
         except ValueError as error:
-            faults.append(f"{where} is {raw!r}: it takes {error}")
+            faults.append(f"{where} is {without_password(raw)!r}: it takes {error}")
+    faults += _halves(values)
     if faults:
         raise SettingsError("; ".join(faults) + ".")
     return Settings(**values)
+
+
+def _halves(values: Mapping[str, Any]) -> list[str]:
+    """Settings that are nothing without one another."""
+    faults = [
+        f"{of}_tls_key_file is given without {of}_tls_cert_file: a key belongs to a certificate"
+        for of in ("store", "kafka")
+        if values.get(f"{of}_tls_key_file") and not values.get(f"{of}_tls_cert_file")
+    ]
+    protocol = values.get("kafka_security_protocol", "")
+    if protocol.startswith("SASL") and not (values["kafka_sasl_username"] and values["kafka_sasl_password"]):
+        faults.append(f"kafka_security_protocol is {protocol!r}: it takes kafka_sasl_username and kafka_sasl_password, too")
+    return faults
 
 
 def _raw(

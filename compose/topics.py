@@ -1,11 +1,14 @@
 """Creates the topics with the settings that the platform rests on."""
 
 import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ignore[attr-defined]  # its stubs do not export it
 
-from schemas.errors import LogError
+from schemas.errors import LogError, kafka_advice
 from schemas.records import CLOCK_SKEW_MS_MAX
 from schemas.topics import DEAD_LETTERS, TOPICS
 from schemas.windows import DAY_MS
@@ -20,10 +23,21 @@ LETTERS_BYTES_MAX = 2 * 2**20
 ADMIN_S = 30.0
 
 
-def create(bootstrap: str, prefix: str = "", partitions: int = 8, retention_ms: int = RETENTION_MS) -> list[str]:
-    """Create the topics that are not there yet; returns their names. retention_ms: -1 keeps for ever. Raises LogError."""
+def create(
+    bootstrap: str,
+    prefix: str = "",
+    partitions: int = 8,
+    retention_ms: int = RETENTION_MS,
+    security: Mapping[str, str] | None = None,
+) -> list[str]:
+    """Create the topics that are not there yet; returns their names. Raises LogError.
+
+    retention_ms: -1 keeps for ever. security: TLS and SASL by librdkafka's names; none is plain text.
+    """
+    said: deque[KafkaError] = deque(maxlen=10)
     # What goes wrong is raised below: librdkafka need not say it on the terminal as well.
-    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
+    client: dict[str, Any] = {"bootstrap.servers": bootstrap, "log_level": 0, "error_cb": said.append, **(security or {})}
+    admin = AdminClient(client)
     config = {
         # A producer whose clock runs ahead is refused by the broker itself: its timestamps would let its events in.
         "message.timestamp.after.max.ms": str(CLOCK_SKEW_MS_MAX),
@@ -39,7 +53,8 @@ def create(bootstrap: str, prefix: str = "", partitions: int = 8, retention_ms: 
             created.append(name)
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                message = f"topic {name} cannot be created: {error}. Is {bootstrap} up? `millstream stack up` starts a local one."
+                admin.poll(0)
+                message = f"topic {name} cannot be created at {bootstrap}: {error}. {kafka_advice(said)}"
                 raise LogError(message) from error
     _wait_for_leaders(admin, created, partitions)
     return created

@@ -9,8 +9,9 @@ kafka_correlationId); traceparent is carried on.
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -18,7 +19,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from ranker import metrics
 from ranker.rank import Answer, Ranker, check_request
 from schemas import codec
-from schemas.errors import DecodeError, LogError
+from schemas.errors import DecodeError, LogError, kafka_advice
 from schemas.records import CLOCK_SKEW_MS_MAX, LETTER_BYTES_MAX, RankRequest, Reason
 from schemas.topics import (
     DEAD_LETTERS,
@@ -58,12 +59,16 @@ log = logging.getLogger("millstream.serve")
 
 @dataclass(frozen=True, slots=True)
 class RankSettings:
-    """reply_topics: topics that a request may name for its answer, prefix included; they must be there when the worker starts."""
+    """reply_topics: topics that a request may name for its answer, prefix included; they must be there when the worker starts.
+
+    security: TLS and SASL by librdkafka's names; none is plain text.
+    """
 
     kafka_bootstrap: str
     group_id: str
     topic_prefix: str = ""
     reply_topics: frozenset[str] = frozenset()
+    security: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 class RankWorker:
@@ -74,7 +79,8 @@ class RankWorker:
         self._settings = settings
         self._ranker = ranker
         self._schema_ids = schema_ids
-        common = {"bootstrap.servers": settings.kafka_bootstrap}
+        self._said: deque[KafkaError] = deque(maxlen=10)
+        common = {"bootstrap.servers": settings.kafka_bootstrap, "error_cb": self._said.append, **settings.security}
         self._consumer = Consumer(
             common
             | {
@@ -234,7 +240,8 @@ class RankWorker:
         try:
             there = self._producer.list_topics(timeout=KAFKA_ANSWER_S).topics
         except KafkaException as error:
-            message = f"Kafka at {self._settings.kafka_bootstrap} does not answer: {error}. Is it up? `millstream stack status` tells."
+            self._producer.poll(0)
+            message = f"Kafka at {self._settings.kafka_bootstrap} does not answer: {error}. {kafka_advice(self._said)}"
             raise LogError(message) from error
         ours = {self._topic(topic.name) for topic in (RANK_REQUESTS, RANK_RESPONSES, RANK_TELEMETRY, DEAD_LETTERS)}
         missing = sorted((ours | self._settings.reply_topics) - set(there))

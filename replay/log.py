@@ -6,7 +6,7 @@ is appended today still says 2022.
 
 import os
 import zlib
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from confluent_kafka import Message as KafkaMessage
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]  # its stubs do not export it
 
 from schemas import codec
-from schemas.errors import LogError
+from schemas.errors import LogError, kafka_advice
 from schemas.records import Record
 from schemas.topics import Batch, Source, StoredRecord, Topic
 
@@ -62,14 +62,15 @@ class EventLog(Protocol):
 class Publisher:
     """A feed's end of Kafka: sends records without waiting for each."""
 
-    def __init__(self, bootstrap: str, topic_prefix: str = "") -> None:
-        """bootstrap: host:port of the brokers."""
+    def __init__(self, bootstrap: str, topic_prefix: str = "", security: Mapping[str, str] | None = None) -> None:
+        """bootstrap: host:port of the brokers. security: TLS and SASL by librdkafka's names; none is plain text."""
         self._prefix = topic_prefix
         self._failures: list[KafkaError] = []
         self._sent = 0
         self._producer = Producer(
             {
                 **QUIET,
+                **(security or {}),
                 "bootstrap.servers": bootstrap,
                 "enable.idempotence": True,
                 "compression.type": "lz4",
@@ -93,9 +94,7 @@ class Publisher:
         while not self._produce(self._prefix + topic.name, message):
             self._producer.poll(POLL_S)
             if monotonic() > until_s:
-                raise LogError(
-                    f"Kafka took none of {len(self._producer)} waiting records for {KAFKA_S:.0f} s. Is it up, and its disk not full?"
-                )
+                raise LogError(f"Kafka took none of {len(self._producer)} records for {KAFKA_S:.0f} s. Is it up, and its disk not full?")
 
     def _produce(self, name: str, message: Message) -> bool:
         """Whether there was room for it."""
@@ -129,16 +128,18 @@ class Publisher:
 class KafkaLog:
     """The log that Kafka keeps; its topics must exist."""
 
-    def __init__(self, bootstrap: str, topic_prefix: str = "") -> None:
-        """bootstrap: host:port of the brokers."""
+    def __init__(self, bootstrap: str, topic_prefix: str = "", security: Mapping[str, str] | None = None) -> None:
+        """bootstrap: host:port of the brokers. security: as Publisher's."""
         self._bootstrap = bootstrap
         self._prefix = topic_prefix
-        self._admin = AdminClient({**QUIET, "bootstrap.servers": bootstrap})
+        self._said: deque[KafkaError] = deque(maxlen=10)
+        self._client: dict[str, Any] = {**QUIET, **(security or {}), "bootstrap.servers": bootstrap}
+        self._admin = AdminClient(self._client | {"error_cb": self._said.append})
 
     @cached_property
     def _publisher(self) -> Publisher:
         """Opened by the first append: who only reads needs none."""
-        return Publisher(self._bootstrap, self._prefix)
+        return Publisher(self._bootstrap, self._prefix, self._client)
 
     def append(self, topic: Topic, messages: Iterable[Message]) -> None:
         """As EventLog says."""
@@ -155,7 +156,9 @@ class KafkaLog:
             asked = self._admin.list_offsets(wanted, request_timeout=KAFKA_S) if wanted else {}
             ends = {place.partition: int(answer.result(KAFKA_S).offset) for place, answer in asked.items()}
         except KafkaException as error:
-            raise LogError(f"{self._bootstrap} does not say where topic {name} ends: {error.args[0].str()}. Is Kafka up?") from error
+            self._admin.poll(0)
+            why = f"{error.args[0].str()}. {kafka_advice(self._said)}"
+            raise LogError(f"{self._bootstrap} does not say where topic {name} ends: {why}") from error
         if not ends:
             raise LogError(f"{self._bootstrap} has no topic {name}. `millstream topics` creates it.")
         return ends
@@ -187,8 +190,7 @@ class KafkaLog:
     def _consumer(self, topic: Topic, places: Mapping[int, int]) -> Consumer:
         consumer = Consumer(
             {
-                **QUIET,
-                "bootstrap.servers": self._bootstrap,
+                **self._client,
                 # Partitions are assigned by hand: the group is a formality, nothing is committed under it.
                 "group.id": "millstream-log",
                 "enable.auto.commit": False,

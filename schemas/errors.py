@@ -14,6 +14,23 @@ MillstreamError
 A message says what happened, with which values, and what to do next.
 """
 
+from collections.abc import Iterable
+
+#: What the last words of a Kafka client ask for, by what they hold.
+KAFKA_ADVICE = {
+    "uthentication": "Mend kafka_sasl_username, kafka_sasl_password or kafka_sasl_mechanism.",
+    "certificate": "kafka_tls_ca_file must be the CA that signed the brokers' certificates, which must name the host that we connect to.",
+    "SSL": "kafka_security_protocol must be what that port speaks, and a broker may ask for kafka_tls_cert_file and kafka_tls_key_file.",
+}
+
+
+def kafka_advice(said: Iterable[object]) -> str:
+    """Why Kafka did not answer, by what its client said meanwhile, and what to do about it."""
+    lines = [str(line) for line in said]
+    found = ((line, advice) for word, advice in KAFKA_ADVICE.items() for line in reversed(lines) if word in line)
+    line, advice = next(found, ("", "Is it up, and kafka_security_protocol what it speaks? `millstream stack up` starts one."))
+    return f"{line} {advice}".strip()
+
 
 class MillstreamError(Exception):
     """Root of the tree: catch this at a program's edge, print it, and exit 2."""

@@ -6,17 +6,22 @@ An app is built inside the running event loop, never at import: Faust binds to t
 import asyncio
 import logging
 import signal
+import ssl
 import tempfile
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
+from faust import SASLCredentials, SSLCredentials
 
 from online_store.ingest import Ingest
 from online_store.store import OnlineStore
 from schemas.columnar.repeats import REPEAT_OFFSETS
-from schemas.errors import LogError, MillstreamError
+from schemas.errors import LogError, MillstreamError, SettingsError, kafka_advice
 from schemas.features import Registry
 from schemas.records import LETTER_BYTES_MAX
 from schemas.topics import DEAD_LETTERS, SOURCES
@@ -47,6 +52,7 @@ class IngestSettings:
     """kafka_bootstrap: host:port[,host:port]; group_id: workers that share the partitions.
 
     fetch_rows_max: records of one fetch, all partitions together. repeat_offsets: as of online_store.ingest.Ingest.
+    security: TLS and SASL by librdkafka's names (security.protocol, ssl.ca.location, sasl.username and so on); none is plain text.
     """
 
     kafka_bootstrap: str
@@ -56,6 +62,7 @@ class IngestSettings:
     fetch_rows_max: int = 20_000
     session_timeout_s: float = 10.0
     repeat_offsets: int = REPEAT_OFFSETS
+    security: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 def build(settings: IngestSettings, store: OnlineStore, registry: Registry) -> App:
@@ -63,6 +70,7 @@ def build(settings: IngestSettings, store: OnlineStore, registry: Registry) -> A
     app = App(
         settings.group_id,
         broker=f"kafka://{settings.kafka_bootstrap.replace(',', ';kafka://')}",
+        broker_credentials=credentials(settings.security),
         topic_prefix=settings.topic_prefix,
         topic_disable_leader=True,
         topic_allow_declare=False,
@@ -110,16 +118,42 @@ async def run(settings: IngestSettings, store: OnlineStore, registry: Registry) 
 
 def check_topics(settings: IngestSettings) -> None:
     """Raise LogError unless Kafka answers and has the topics: Faust would wait for them for ever, alive and idle."""
+    said: deque[KafkaError] = deque(maxlen=10)
+    client: dict[str, Any] = {"bootstrap.servers": settings.kafka_bootstrap, "log_level": 0, "error_cb": said.append, **settings.security}
+    admin = AdminClient(client)
     try:
-        there = AdminClient({"bootstrap.servers": settings.kafka_bootstrap, "log_level": 0}).list_topics(timeout=KAFKA_ANSWER_S).topics
+        there = admin.list_topics(timeout=KAFKA_ANSWER_S).topics
     except KafkaException as error:
-        message = f"Kafka at {settings.kafka_bootstrap} does not answer: {error}. Is it up? `millstream stack up` starts a local one."
+        admin.poll(0)
+        message = f"Kafka at {settings.kafka_bootstrap} does not answer: {error}. {kafka_advice(said)}"
         raise LogError(message) from error
     wanted = [settings.topic_prefix + topic.name for topic in (*SOURCES, DEAD_LETTERS)]
     missing = [name for name in wanted if name not in there]
     if missing:
         message = f"Kafka at {settings.kafka_bootstrap} has no topic {', '.join(missing)}. `millstream topics` creates them."
         raise LogError(message)
+
+
+def credentials(security: Mapping[str, str]) -> SASLCredentials | SSLCredentials | None:
+    """What Faust needs of librdkafka's settings. Raises SettingsError for files that cannot be used."""
+    protocol = security.get("security.protocol", "PLAINTEXT")
+    context = _tls(security) if protocol.endswith("SSL") else None
+    if not protocol.startswith("SASL"):
+        return SSLCredentials(context) if context else None
+    login = {"username": security["sasl.username"], "password": security["sasl.password"]}
+    return SASLCredentials(**login, mechanism=security["sasl.mechanism"], ssl_context=context)
+
+
+def _tls(security: Mapping[str, str]) -> ssl.SSLContext:
+    ca, certificate, key = (security.get(f"ssl.{name}.location") for name in ("ca", "certificate", "key"))
+    try:
+        context = ssl.create_default_context(cafile=ca)
+        if certificate:
+            context.load_cert_chain(certificate, key)
+    except OSError as error:
+        files = f"kafka_tls_ca_file {ca}, kafka_tls_cert_file {certificate}, kafka_tls_key_file {key}"
+        raise SettingsError(f"{files}: {error}. Each is a PEM file that we may read; the key belongs to the certificate.") from error
+    return context
 
 
 def _crashed(app: App) -> BaseException | None:

@@ -126,6 +126,8 @@ class StoreServer:
         assert self._process.poll() is None, self.folder / "server.log"
         try:
             return bool(self.ask("PING"))
+        except redis.AuthenticationError:
+            return True
         except redis.RedisError:
             return False
 

@@ -124,6 +124,7 @@ class Parts:
     def _environment(self, metrics_port: int) -> dict[str, str]:
         return {
             "MILLSTREAM_KAFKA_BOOTSTRAP": self.addresses.kafka_bootstrap,
+            "MILLSTREAM_KAFKA_SECURITY_PROTOCOL": "PLAINTEXT",
             "MILLSTREAM_STORE_URL": self.addresses.store_url,
             "MILLSTREAM_FEATURES": self.features,
             "MILLSTREAM_MODELS_URI": str(self.models),
