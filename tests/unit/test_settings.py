@@ -127,3 +127,81 @@ def test_a_list_is_taken_where_one_is_meant(tmp_path: Path) -> None:
 def test_what_is_no_registry_is_refused(tmp_path: Path) -> None:
     """A name that means something else."""
     assert "this one is a tuple" in refusal(tmp_path, {"MILLSTREAM_FEATURES": "schemas.features:FEATURES"})
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "rediss://me:secret@host:6380/2",
+        "redis+cluster://a:1,b:2",
+        "rediss+cluster://me:secret@a",
+        "redis+sentinel://a:1,b/feed/3",
+        "redis://[::1]:6379",
+    ],
+)
+def test_a_store_may_be_of_several_sorts(tmp_path: Path, url: str) -> None:
+    """One server, a cluster, or behind sentinels, each with TLS and a user."""
+    assert load({"store_url": url}, {}, tmp_path / "none").store_url == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://a:1,b:2",
+        "redis+cluster://a:1/2",
+        "redis+sentinel://a:1",
+        "redis://me:secret@a:b",
+        "redis://a/x",
+        "redis+tls://a",
+        "redis://a:65536",
+        "redis://",
+    ],
+)
+def test_a_store_url_that_is_none_is_told_without_its_password(tmp_path: Path, url: str) -> None:
+    """With a URL of each sort that would be right."""
+    told = refusal(tmp_path, {"MILLSTREAM_STORE_URL": url})
+
+    assert ("it takes a URL like redis://" in told, "secret" in told) == (True, False)
+
+
+def test_plain_kafka_needs_no_security(tmp_path: Path) -> None:
+    """A user that is set beside PLAINTEXT is not sent."""
+    assert load({"kafka_sasl_username": "me", "kafka_sasl_password": "secret"}, {}, tmp_path / "none").kafka_security == {}
+
+
+def test_kafka_security_goes_by_librdkafkas_names(tmp_path: Path) -> None:
+    """What is not given is not sent."""
+    ca = tmp_path / "ca.pem"
+    ca.touch()
+    words = {"security_protocol": "SASL_SSL", "sasl_username": "me", "sasl_password": "secret", "tls_ca_file": str(ca)}
+
+    found = load({f"kafka_{name}": word for name, word in words.items()}, {}, tmp_path / "none").kafka_security
+
+    assert found == {
+        "security.protocol": "SASL_SSL",
+        "sasl.mechanism": "SCRAM-SHA-512",
+        "sasl.username": "me",
+        "sasl.password": "secret",
+        "ssl.ca.location": str(ca),
+    }
+
+
+def test_halves_of_security_are_told(tmp_path: Path) -> None:
+    """SASL without a user, a key without its certificate, a file that is not there, a mechanism that is none."""
+    key = tmp_path / "key.pem"
+    key.touch()
+    halves = {
+        "KAFKA_SECURITY_PROTOCOL": "SASL_SSL",
+        "KAFKA_TLS_KEY_FILE": str(key),
+        "STORE_TLS_CA_FILE": "nowhere.pem",
+        "KAFKA_SASL_MECHANISM": "GSSAPI",
+    }
+    told = refusal(tmp_path, {f"MILLSTREAM_{name}": value for name, value in halves.items()})
+
+    parts = [
+        "kafka_security_protocol is 'SASL_SSL': it takes kafka_sasl_username and kafka_sasl_password",
+        "kafka_tls_key_file is given without kafka_tls_cert_file",
+        "MILLSTREAM_STORE_TLS_CA_FILE is 'nowhere.pem': it takes a file that is there",
+        "MILLSTREAM_KAFKA_SASL_MECHANISM is 'GSSAPI': it takes one of PLAIN",
+    ]
+    assert [part for part in parts if part not in told] == []
