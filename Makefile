@@ -4,7 +4,7 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types layers tests chaos-ingest bench-ingest bench-freshness bench-memory soak-backpressure format lock clean
+.PHONY: help demo test lint types layers tests simulate-nightly chaos-ingest bench-ingest bench-freshness bench-memory soak-backpressure format lock clean
 
 help: ## list every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,10 @@ layers: .venv/ready ## which folder may import which (import-linter)
 
 tests: .venv/ready ## every test (pytest); ARGS="-k name" for some
 	$(BIN)/python -m pytest $(ARGS)
+
+simulate-nightly: .venv/ready ## every rule of ingest taken out once, then 10,000 seeded runs under faults, in virtual time
+	$(BIN)/python -m tests.simulation.mutations
+	$(BIN)/python -m tests.simulation --seeds 0:10000 --json
 
 chaos-ingest: .venv/ready ## counts against the oracle while workers, store and Kafka fail; ARGS="--scale full --seed 1 --json"
 	$(BIN)/python -m benchmarks.chaos $(ARGS)

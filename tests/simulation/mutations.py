@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 #: Not copied: nothing in them is read, and some are large.
 LEFT_OUT = shutil.ignore_patterns(".*", "build", "*.egg-info", "node_modules")
 #: Runs of one mutant: each of the rules is missed by some of them.
-SEEDS = "0:25"
+SEEDS = "0:200"
 #: pytest's, for "tests were run and some failed".
 TESTS_FAILED = 1
 #: A mutant that takes longer hangs (seconds).
@@ -49,6 +49,8 @@ class Mutation:
 
 
 INGEST, WORKER, MEMORY, SCRIPT = "online_store/ingest.py", "streams/worker.py", "online_store/memory.py", "online_store/lua/apply.lua"
+#: Seen by few runs, so that every test run can afford to try them.
+EVIDENT_COUNT = 3
 SCRIPT_GUARD = "if guard ~= tonumber(ARGV[2]) then return guard end\n"
 #: On one real server is enough.
 ON_A_SERVER = " and not memory and not cluster and not sentinel and not 7.0"
@@ -80,6 +82,24 @@ MUTATIONS = (
                 "        guards[str(source)] = following\n        self._values.update(self._merged(step.deltas))\n",
             ),
         ),
+    ),
+    Mutation(
+        "lost writes are not noticed",
+        (
+            Edit(INGEST, " or any(guard != following for guard in standing)", ""),
+            Edit(INGEST, "if (standing[0] < self._readings[source].guards).any():", "if standing is None:"),
+        ),
+    ),
+    Mutation(
+        "a batch that was under way when its source was assigned anew is taken for what follows",
+        (
+            Edit(INGEST, "decoded.reading is not reading or decoded.start != reading.position", "batch is None"),
+            Edit(INGEST, "self._readings[source] is not reading or ", ""),
+        ),
+    ),
+    Mutation(
+        "events before the guards are not read again to know their repeats",
+        (Edit(INGEST, "start = max(lowest - reach, 0)", "start = lowest"),),
     ),
     Mutation(
         "the script does not compare the guard",

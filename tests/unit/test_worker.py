@@ -134,6 +134,19 @@ async def test_batches_that_were_under_way_ask_for_nothing_more() -> None:
     assert consumer.rewinds == [0]
 
 
+async def test_what_was_asked_for_and_did_not_come_is_asked_for_again() -> None:
+    """The batch that should end a gap may be lost as well: without a second request nothing of its source would ever fit."""
+    found = log("a", "b", "c")
+    worker, consumer = begun(MemoryStore(REGISTRY))
+    await worker.assign([SOURCE])
+    await worker.take(fetch(found, 1))
+    await worker.check_guards()
+    before = list(consumer.rewinds)
+    await worker.check_guards()
+
+    assert (before, consumer.rewinds) == ([0], [0, 0])
+
+
 async def test_every_batch_taken_or_dropped_is_done_with() -> None:
     """A partition is fetched again only when its batch is done: a dropped one counts as well."""
     found = log("a", "b", "c")
