@@ -74,7 +74,8 @@ def played(asked: argparse.Namespace) -> list[Report]:
                 if not asked.json:
                     sys.stderr.write(json.dumps(report.result().as_json()) + "\n")
         except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
+            for one in under_way:
+                one.cancel()
             for process in active_children():
                 process.terminate()
             raise

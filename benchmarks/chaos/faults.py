@@ -1,8 +1,11 @@
 """What is done to workers, store and broker, each kind of fault a function over the running parts."""
 
+import json
 import os
 import random
 import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,7 +22,8 @@ from benchmarks.chaos.watch import Watch
 from compose.local import Server
 from online_store.keys import guard_key
 from online_store.servers.routing import slot_of
-from tests.workers import GENERATION, wait_until
+from streams.app import IngestSettings
+from tests.workers import GENERATION, REPOSITORY, wait_until
 
 #: Restarts, joins and leaves are so far apart (seconds).
 APART_S = (3.0, 5.0)
@@ -37,7 +41,7 @@ HEAL_S = 120.0
 
 @dataclass(slots=True)
 class World:
-    """Everything that runs. session_s: so long a group takes to miss a worker. done: how often each fault was injected."""
+    """Everything that runs. settings: of the workers. done: how often each fault was injected."""
 
     fleet: Fleet
     stores: Stores | ClusterStores
@@ -46,7 +50,7 @@ class World:
     broker: Server
     start_broker: Callable[[], None]
     draw: random.Random
-    session_s: float
+    settings: IngestSettings
     done: Counter[str] = field(default_factory=Counter)
     heals_s: list[float] = field(default_factory=list)
     writes_lost: int = 0
@@ -101,7 +105,7 @@ def _join_or_leave(world: World) -> None:
 def zombies(world: World, count: int) -> None:
     """SIGSTOP for longer than the session, half of them with a batch in hand, then SIGCONT."""
     for number in range(count):
-        world.fleet.freeze(world.session_s + world.draw.uniform(1.5, 3.0), world.draw, at_step=number % 2 == 0)
+        world.fleet.freeze(world.settings.session_timeout_s + world.draw.uniform(1.5, 3.0), world.draw, at_step=number % 2 == 0)
         world.done["zombie"] += 1
         world.rest()
 
@@ -179,6 +183,21 @@ def moves_and_losses(world: World, count: int) -> None:
         world.rest()
 
 
+def redriven(world: World, count: int) -> None:
+    """Workers killed while poison comes; the log drained, dead letters repaired and sent again, and a worker killed over them."""
+    kills(world, count)
+    world.feed.stop()
+    world.watch.await_ends(HEAL_S, world.fleet.tend)
+    places = ["--kafka-bootstrap", world.settings.kafka_bootstrap, "--topic-prefix", world.settings.topic_prefix]
+    verb = [sys.executable, "-m", "compose.cli", "dead-letters", "redrive", "--json", *places, "--repair", "benchmarks.chaos.feed:repaired"]
+    done = subprocess.run(verb, check=True, capture_output=True, cwd=REPOSITORY)  # noqa: S603  # our own command
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["redriven"] > 0, found
+    assert not found["unsure"], found
+    world.done["redrive"] += 1
+    world.fleet.kill(world.draw)
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """One run. small, full: how many of the fault at each scale; stores: what it makes in its folder to store in."""
@@ -196,5 +215,6 @@ PLANS = {
     "emptied": Plan(emptied, 2, 12),
     "slowness": Plan(slowness, 1, 4),
     "broker": Plan(broker_kills, 1, 5),
+    "redrive": Plan(redriven, 2, 6),
     "cluster": Plan(moves_and_losses, 1, 10, ClusterStores),
 }

@@ -27,6 +27,14 @@ POISON_EVERY, TWICE_EVERY, ASTRAY_EVERY = 10, 40, 5
 #: Messages that are kept to be produced again as a whole range; a burst of poison.
 RANGE_ROWS, BURST_ROWS = 400, 300
 
+#: What one broken producer puts in front of its records: the fingerprint of a schema that nobody knows.
+UNKNOWN_FRAMING = b"\xc3\x01" + b"\7" * 8
+
+
+def repaired(value: bytes) -> bytes | None:
+    """For `dead-letters redrive --repair`: the record behind the unknown framing; None for poison of any other sort."""
+    return value.removeprefix(UNKNOWN_FRAMING) if value.startswith(UNKNOWN_FRAMING) else None
+
 
 class Message(NamedTuple):
     """What is produced. timestamp: Kafka's, ms."""
@@ -176,7 +184,7 @@ class Feed:
         """Bytes that are no record, or a record that cannot be."""
         body = value or b"{}"
         cut = body[: self._draw.randrange(len(body))]
-        return self._draw.choice((cut, body + b"\0", self._draw.randbytes(20), b"\xc3\x01" + b"\7" * 8 + body, b'{"request_id":"r"}'))
+        return self._draw.choice((cut, body + b"\0", self._draw.randbytes(20), UNKNOWN_FRAMING + body, b'{"request_id":"r"}'))
 
     def _burst(self) -> Iterator[Message]:
         partition, now_ms = self._draw.randrange(PARTITIONS), self._now_ms()

@@ -106,7 +106,7 @@ def play(name: str, plan: Plan, seed: int, scale: Scale, folder: Path) -> Report
         fleet = parts.enter_context(Fleet(folder / "workers", settings, stores.url))
         feed = Feed(bootstrap, prefix, seed, scale.events_per_s, scale.speed)
         with feed, Watch(bootstrap, prefix, lambda: stores.client) as watch:
-            world = World(fleet, stores, feed, watch, broker, start_broker, random.Random(seed), SHORT_SESSION_S)  # noqa: S311  # data by a seed, no secret
+            world = World(fleet, stores, feed, watch, broker, start_broker, random.Random(seed), settings)  # noqa: S311  # data by a seed, no secret
             fleet.rest(WARM_UP_S)
             watch.await_ends(DRAIN_S, fleet.tend)
             watch.begin()
