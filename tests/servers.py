@@ -115,7 +115,7 @@ class StoreServer:
         """A plain client: for looking, and for breaking what stands there."""
         return redis.Redis(host=HOST, port=self.port, socket_timeout=10)
 
-    def ask(self, *command: str | int) -> Any:  # noqa: ANN401  # whatever that command answers
+    def ask(self, *command: str | bytes | int) -> Any:  # noqa: ANN401  # whatever that command answers
         """The answer to one command."""
         with self.client() as client:
             return client.execute_command(*command)

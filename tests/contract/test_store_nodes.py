@@ -7,7 +7,6 @@ from random import Random
 
 import pytest
 
-from compose.kafka_jars import HOST
 from online_store.deltas import NOTHING, Deltas
 from online_store.keys import guard_key
 from online_store.memory import MemoryStore
@@ -19,6 +18,7 @@ from schemas.features import REGISTRY
 from tests import servers
 from tests.contract.test_store import GENERATION, SOURCE, apply, counted, guard, impressions
 from tests.services import free_port
+from tests.workers import wait_until
 from tests.worlds import dump
 
 SHARDS = range(8)
@@ -199,18 +199,23 @@ async def test_a_replica_that_takes_over_is_found(tmp_path: Path) -> None:
 
 
 async def test_a_primary_that_became_a_replica_is_left(tmp_path: Path) -> None:
-    """An operator's failover: the old primary still answers, but takes no writes."""
+    """An operator's failover: the old primary still runs, but takes no writes."""
     with servers.sentinel(tmp_path) as watched:
         store = RedisStore(watched.url, REGISTRY, timeout_s=2.0)
         await apply(store, impressions("a"))
         watched.primary.ask("WAIT", 1, 5_000)
-        watched.replica.ask("REPLICAOF", "NO", "ONE")
-        watched.primary.ask("REPLICAOF", HOST, watched.replica.port)
+        watched.sentinel.ask("SENTINEL", "FAILOVER", servers.SERVICE)
+        await asyncio.to_thread(wait_until, lambda: watched.primary.ask("ROLE")[0] == b"slave")
 
-        with pytest.raises(StoreAwayError):
-            await store.apply(GENERATION, SOURCE, 20, [Step(1, 10, impressions("a"))])
+        told = await applied(store, [Step(1, 10, impressions("a"))])
 
         await store.close()
+        assert (told, guard_of(watched.replica)) == ([20], b"20")
+
+
+def guard_of(server: servers.StoreServer) -> object:
+    """What stands on one server, as another client sees it."""
+    return server.ask("HGET", guard_key(GENERATION, 1), str(SOURCE))
 
 
 async def test_a_cluster_that_nobody_answers_for_is_away() -> None:
