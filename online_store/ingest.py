@@ -93,12 +93,19 @@ class Ingest:
     async def positions(self, sources: Sequence[Source]) -> dict[Source, int]:
         """Where to read each source from: the lowest guard of its shards, events a stretch before it.
 
-        Loads the guards anew; begins again in an emptied store.
+        Loads the guards anew; begins again in an emptied store. Who comes back to guards that stand as it left them goes on where it was.
         """
         generation = await self.start()
         found = await self.store.guards(generation, sources)
-        self._readings.update({source: self._begun(source, guards) for source, guards in zip(sources, found, strict=True)})
+        for source, guards in zip(sources, found, strict=True):
+            if not self._is_current(source, guards):
+                self._readings[source] = self._begun(source, guards)
         return {source: self._readings[source].position for source in sources}
+
+    def _is_current(self, source: Source, guards: NDArray[np.int64]) -> bool:
+        """Whether nobody moved a guard and all that was decoded is applied: what is known of the log is then still true."""
+        reading = self._readings.get(source)
+        return reading is not None and reading.decoded == reading.position and np.array_equal(reading.guards, guards)
 
     def _begun(self, source: Source, guards: NDArray[np.int64]) -> Reading:
         lowest = int(guards.min())

@@ -17,6 +17,7 @@ from schemas import avro, codec
 from schemas.columnar import bodies
 from schemas.columnar.bodies import NONE
 from schemas.columnar.events import EVENT_COLUMNS, NUMBERS, RECORDS, WORDS, Events, Ints, concat, pack
+from schemas.columnar.log import VALUE, LogColumns
 from schemas.columnar.words import Buffer, has_byte
 from schemas.errors import DecodeError
 from schemas.records import (
@@ -128,6 +129,8 @@ class _Log(NamedTuple):
     @classmethod
     def of(cls, records: Sequence[LogRecord]) -> "_Log":
         """Take records apart."""
+        if isinstance(records, LogColumns):
+            return cls._of_columns(records)
         values = [record.value or b"" for record in records]
         ends = np.cumsum(np.fromiter(map(len, values), np.int64, len(values)))
         spans = np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1) if values else np.zeros((0, 2), np.int64)
@@ -138,6 +141,15 @@ class _Log(NamedTuple):
                 skip[row] = 0
         offset, timestamp = (np.fromiter(map(attrgetter(name), records), np.int64, len(values)) for name in ("offset", "timestamp"))
         return cls(text, spans, skip, schema, offset, timestamp)
+
+    @classmethod
+    def _of_columns(cls, records: LogColumns) -> "_Log":
+        values = records.spans.words[VALUE]
+        spans = np.stack([values[:, 0], values[:, 0] + np.maximum(values[:, 1], 0)], axis=1)
+        text = np.frombuffer(records.text, np.uint8)
+        skip, schema = bodies.framings(text, spans, VALUE_BYTES_MAX)
+        skip[records.spans.named] = 0
+        return cls(text, spans, skip, schema, records.spans.offset, records.spans.timestamp)
 
 
 class _Block(NamedTuple):

@@ -23,6 +23,7 @@ from faust.types import TP, AgentT, ConsumerMessage
 
 from schemas.errors import LogError
 from schemas.topics import Batch, Source
+from streams import fetch
 
 #: Where to read each of the newly assigned sources from.
 Positions = Callable[[Sequence[Source]], Awaitable[Mapping[Source, int]]]
@@ -36,14 +37,19 @@ log = logging.getLogger("millstream.ingest")
 
 
 class ConsumerThread(driver.AIOKafkaConsumerThread):
-    """Faust's thread around aiokafka's consumer, with two settings that Faust does not let through."""
+    """Faust's thread around aiokafka's consumer, with settings that Faust does not let through."""
 
     def _create_worker_consumer(self, transport: driver.Transport) -> AIOKafkaConsumer:
+        fetch.install()
         consumer = super()._create_worker_consumer(transport)
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS  # noqa: SLF001  # the seam: read when the consumer starts
         # What a transactional producer took back was never said: replay and the ranker do not see it either.
         consumer._isolation_level = "read_committed"  # noqa: SLF001  # as above
         return consumer
+
+    async def _fetch_records(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  # Faust's own arguments, passed on
+        """Take answers whole: they are bounded by their bytes."""
+        return await super()._fetch_records(*args, **{**kwargs, "max_records": None})
 
 
 class NoTables(TableManager):

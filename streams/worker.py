@@ -47,6 +47,10 @@ class Worker:
 
         Raises LogError where a guard stands past the end of its source.
         """
+        for source in sources:
+            # A batch under way ends first: then nothing has to be read again of a source that stays here.
+            async with self._locks[source]:
+                pass
         self._positions = await _patiently(lambda: self.ingest.positions(sources))
         # Guards first, then the ends, which only grow: other workers go on meanwhile.
         guards = {source: self.ingest.lowest_guard(source) for source in sources}
