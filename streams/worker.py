@@ -24,6 +24,8 @@ from streams.transport import App
 STORE_PATIENCE_S = 60.0
 #: Pauses between tries at the store (seconds); the last one repeats.
 STORE_PAUSES_S = (0.05, 0.1, 0.2, 0.5, 1.0)
+#: How long a new assignment waits for batches under way (seconds): longer than a batch takes, shorter than anybody minds.
+FINISH_S = 1.0
 
 T = TypeVar("T")
 
@@ -47,10 +49,7 @@ class Worker:
 
         Raises LogError where a guard stands past the end of its source.
         """
-        for source in sources:
-            # A batch under way ends first: then nothing has to be read again of a source that stays here.
-            async with self._locks[source]:
-                pass
+        await self._finish(sources)
         self._positions = await _patiently(lambda: self.ingest.positions(sources))
         # Guards first, then the ends, which only grow: other workers go on meanwhile.
         guards = {source: self.ingest.lowest_guard(source) for source in sources}
@@ -58,6 +57,16 @@ class Worker:
         self._rewinding.clear()
         metrics.LAG.clear()
         return dict(self._positions)
+
+    async def _finish(self, sources: Sequence[Source]) -> None:
+        """Let batches under way end: of a source that stays here nothing has to be read again then."""
+        try:
+            async with asyncio.timeout(FINISH_S):
+                for source in sources:
+                    async with self._locks[source]:
+                        pass
+        except TimeoutError:
+            log.info("batches were under way for longer than %s s at a new assignment: their sources are read again", FINISH_S)
 
     async def take(self, batch: Batch) -> None:
         """Apply a batch that follows the last one; drop any other and read its source again from where it should have begun."""

@@ -23,7 +23,9 @@ def batch(random: Random, base_offset: int, count: int = 20, compression: int = 
     for offset in range(count):
         key = random.choice([None, b"", b"k%d" % offset, b"k" * 200])
         value = random.choice([None, b"", random.randbytes(random.randrange(400))])
-        headers = random.choice([[], [("traceparent", b"00"), ("empty", None)], [("__value_schema_id", b"\1")], [("__value_schema_ix", b"")]])
+        headers = random.choice(
+            [[], [("traceparent", b"00"), ("empty", None)], [("__value_schema_id", b"\1")], [("__value_schema_ix", b"")]]
+        )
         assert builder.append(offset, 1_700_000_000_000 + random.randrange(-5, 5), key, value, headers) is not None
     raw = bytes(builder.build())
     return base_offset.to_bytes(8, "big") + raw[8:]
