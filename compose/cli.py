@@ -28,23 +28,15 @@ from compose import topics as topics_module
 from compose.demo import run as demo_module
 from compose.local import LocalStack
 from compose.settings import Settings
-from compose.train import train
 from online_store.keys import Entity
 from online_store.redis import RedisStore
 from online_store.view import describe
-from ranker import bundle as bundles
-from ranker.kafka import RankSettings, RankWorker
-from ranker.rank import Ranker
 from replay.log import KafkaLog
 from schemas.errors import MillstreamError, SettingsError
 from schemas.records import DeadLetter
 from schemas.topics import DEAD_LETTERS
 from streams.app import IngestSettings
 from streams.app import run as run_ingest
-from streams.schema_registry import schema_ids
-
-#: Each call to the store from a ranking worker (seconds); the request's own deadline is shorter and comes first.
-RANK_STORE_TIMEOUT_S = 1.0
 
 Arguments = argparse.Namespace
 Result = dict[str, Any]
@@ -96,30 +88,15 @@ def ingest(settings: Settings, _: Arguments) -> Result:
 def serve(settings: Settings, _: Arguments) -> Result:
     """Run a ranking worker until SIGTERM or Ctrl-C."""
     _serve_metrics(settings)
-    bundle = bundles.load(bundles.latest(settings.models_uri), feature_version=settings.features.fingerprint)
-    asyncio.run(_serve(settings, bundle))
-    return {"model_version": bundle.manifest.model_version}
+    from compose.serve import serve  # noqa: PLC0415  # scoring's libraries are 60 MB: verbs that rank nothing do without
 
-
-async def _serve(settings: Settings, bundle: bundles.Bundle) -> None:
-    store = RedisStore(settings.store_url, settings.features, RANK_STORE_TIMEOUT_S, settings.store_tls)
-    ranker = Ranker(store, settings.features, bundle)
-    await ranker.refresh()
-    group_id = f"{settings.group_id}-serve"
-    names = RankSettings(settings.kafka_bootstrap, group_id, settings.topic_prefix, settings.reply_topics, settings.kafka_security)
-    worker = RankWorker(names, ranker, schema_ids(settings.schema_registry_url))
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    logging.getLogger("millstream.serve").info("serve is up: model %s", bundle.manifest.model_version)
-    try:
-        await worker.run(stop)
-    finally:
-        await store.close()
+    return {"model_version": serve(settings)}
 
 
 def train_(settings: Settings, arguments: Arguments) -> Result:
     """Train on the log in Kafka and write a bundle."""
+    from compose.train import train  # noqa: PLC0415  # as in `serve`
+
     log = KafkaLog(settings.kafka_bootstrap, settings.topic_prefix, settings.kafka_security)
     chosen = {"objective": arguments.objective, "repeat_offsets": settings.repeat_offsets}
     bundle = train(log, settings.features, settings.models_uri, now_ms=_now_ms(), **chosen)

@@ -75,8 +75,10 @@ def decode_events(topic: Topic, records: Sequence[LogRecord], schema_ids: codec.
         found, odd = _read_block(schema, plan, log, rows, skip)
         parts.append(found)
         single[rows] = odd
-    each, bad = _decode_each(topic, records, np.flatnonzero(single), ids)
-    events = concat([*parts, *each] or [_no_events()])
+    good, bad = _decode_each(topic, records, log, np.flatnonzero(single), ids)
+    if good or not parts:
+        parts.append(_events_of(good, log))
+    events = concat(parts)
     return _checked(events, records, bad)
 
 
@@ -114,13 +116,15 @@ def _profile(topic: Topic, record: LogRecord, schema_ids: codec.SchemaIds | None
 
 
 class _Log(NamedTuple):
-    """A batch's records taken apart. text: all values' bytes; spans: int64 [n, 2], where each begins and ends.
+    """A batch's records taken apart. raw: all values' bytes; spans: int64 [n, 2], where each begins and ends.
 
-    skip: uint8 [n], bytes before an Avro body, 0 where a record must be looked at on its own; schema: uint64 [n], its writer's name there.
+    named: bool [n], whether a header names its schema. skip: uint8 [n], bytes before an Avro body, 0 where a record must be looked at on
+    its own; schema: uint64 [n], its writer's name there.
     """
 
-    text: Buffer
+    raw: bytes
     spans: Ints
+    named: NDArray[np.bool_]
     skip: NDArray[np.uint8]
     schema: NDArray[np.uint64]
     offset: Ints
@@ -130,26 +134,26 @@ class _Log(NamedTuple):
     def of(cls, records: Sequence[LogRecord]) -> "_Log":
         """Take records apart."""
         if isinstance(records, LogColumns):
-            return cls._of_columns(records)
-        values = [record.value or b"" for record in records]
-        ends = np.cumsum(np.fromiter(map(len, values), np.int64, len(values)))
-        spans = np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1) if values else np.zeros((0, 2), np.int64)
-        text = np.frombuffer(b"".join(values), np.uint8)
-        skip, schema = bodies.framings(text, spans, VALUE_BYTES_MAX)
-        for row, headers in enumerate(map(attrgetter("headers"), records)):
-            if headers and any(name == codec.SCHEMA_ID_HEADER for name, _ in headers):
-                skip[row] = 0
-        offset, timestamp = (np.fromiter(map(attrgetter(name), records), np.int64, len(values)) for name in ("offset", "timestamp"))
-        return cls(text, spans, skip, schema, offset, timestamp)
+            values = records.spans.words[VALUE]
+            spans = np.stack([values[:, 0], values[:, 0] + np.maximum(values[:, 1], 0)], axis=1)
+            return cls._framed(records.text, spans, records.spans.named, records.spans.offset, records.spans.timestamp)
+        raws = [record.value or b"" for record in records]
+        ends = np.cumsum(np.fromiter(map(len, raws), np.int64, len(raws)))
+        spans = np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1) if raws else np.zeros((0, 2), np.int64)
+        named = np.array([any(name == codec.SCHEMA_ID_HEADER for name, _ in record.headers) for record in records], np.bool_)
+        offset, timestamp = (np.fromiter(map(attrgetter(name), records), np.int64, len(raws)) for name in ("offset", "timestamp"))
+        return cls._framed(b"".join(raws), spans, named, offset, timestamp)
 
     @classmethod
-    def _of_columns(cls, records: LogColumns) -> "_Log":
-        values = records.spans.words[VALUE]
-        spans = np.stack([values[:, 0], values[:, 0] + np.maximum(values[:, 1], 0)], axis=1)
-        text = np.frombuffer(records.text, np.uint8)
-        skip, schema = bodies.framings(text, spans, VALUE_BYTES_MAX)
-        skip[records.spans.named] = 0
-        return cls(text, spans, skip, schema, records.spans.offset, records.spans.timestamp)
+    def _framed(cls, raw: bytes, spans: Ints, named: NDArray[np.bool_], offset: Ints, timestamp: Ints) -> "_Log":
+        skip, schema = bodies.framings(np.frombuffer(raw, np.uint8), spans, VALUE_BYTES_MAX)
+        skip[named] = 0
+        return cls(raw, spans, named, skip, schema, offset, timestamp)
+
+    @property
+    def text(self) -> Buffer:
+        """The values' bytes, uint8."""
+        return np.frombuffer(self.raw, np.uint8)
 
 
 class _Block(NamedTuple):
@@ -196,20 +200,20 @@ def _read_block(schema: avro.Schema, plan: Ints, log: _Log, rows: Ints, skip: in
 
 
 def _decode_each(
-    topic: Topic, records: Sequence[LogRecord], rows: Ints, schema_ids: codec.SchemaIds
-) -> tuple[list[Events], list[BadRecord]]:
+    topic: Topic, records: Sequence[LogRecord], log: _Log, rows: Ints, schema_ids: codec.SchemaIds
+) -> tuple[list[tuple[int, Record]], list[BadRecord]]:
+    """The records of some rows, each with its row, and the bad ones."""
     bad: list[BadRecord] = []
     good: list[tuple[int, Record]] = []
-    for row in rows.tolist():
-        record = records[row]
+    for row, (start, end), named in zip(rows.tolist(), log.spans[rows].tolist(), log.named[rows].tolist(), strict=True):
         try:
-            good.append((row, codec.decode(topic, record.value, record.headers, schema_ids)))
+            good.append((row, codec.decode(topic, log.raw[start:end], records[row].headers if named else (), schema_ids)))
         except DecodeError as error:
-            bad.append(BadRecord(record, error.reason, error.detail))
-    return [_events_of(good, records)] if good else [], bad
+            bad.append(BadRecord(records[row], error.reason, error.detail))
+    return good, bad
 
 
-def _events_of(found: Sequence[tuple[int, Record]], records: Sequence[LogRecord]) -> Events:
+def _events_of(found: Sequence[tuple[int, Record]], log: _Log) -> Events:
     """Decoded records as columns."""
     values = [value for _, value in found]
     rows = np.array([row for row, _ in found], np.int64)
@@ -221,18 +225,14 @@ def _events_of(found: Sequence[tuple[int, Record]], records: Sequence[LogRecord]
         np.array([[_number(getattr(value, name, None)) for value in values] for name in NUMBERS], np.int64),
         np.frombuffer(b"".join(text for text, _ in packed), np.uint8),
         np.stack([spans + np.array([start, 0]) for (_, spans), start in zip(packed, starts, strict=False)]),
-        np.array([records[row].offset for row in rows], np.int64),
-        np.array([records[row].timestamp for row in rows], np.int64),
+        log.offset[rows],
+        log.timestamp[rows],
     )
 
 
 def _number(value: int | None) -> int:
     """A number as columns hold it; the one that means none is as far out of range as its neighbour."""
     return NONE if value is None else max(value, NONE + 1)
-
-
-def _no_events() -> Events:
-    return _events_of([], [])
 
 
 def _checked(events: Events, records: Sequence[LogRecord], bad: list[BadRecord]) -> DecodedEvents:

@@ -11,6 +11,8 @@ from msgspec import Meta, Struct, field
 #: Avro's integers, so that JSON cannot carry what Avro could not.
 Int = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 Long = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+#: What an event cannot do without.
+Id = Annotated[str, Meta(min_length=1)]
 
 #: An id longer than this (bytes of UTF-8) is dead-lettered. Larger lets one producer fill the store's memory with keys.
 ID_BYTES_MAX = 128
@@ -49,12 +51,16 @@ class Degraded(StrEnum):
     INPUT_ORDER = "INPUT_ORDER"
 
 
-class Impression(Struct, kw_only=True, frozen=True):
+class Named(Struct, kw_only=True, frozen=True, tag_field="type", tag=True, gc=False):
+    """What stands on a topic. In JSON it may say its own name. gc: nothing in it refers back, and searching for that took half the time."""
+
+
+class Impression(Named, kw_only=True, frozen=True):
     """An item was shown to a user. position: 0 is the top."""
 
-    request_id: str
-    user_id: str
-    item_id: str
+    request_id: Id
+    user_id: Id
+    item_id: Id
     ts_ms: Long
     position: Int
     model_version: str | None = None
@@ -62,34 +68,34 @@ class Impression(Struct, kw_only=True, frozen=True):
     tenant: str = ""
 
 
-class Click(Struct, kw_only=True, frozen=True):
+class Click(Named, kw_only=True, frozen=True):
     """An item was opened. dwell_ms: how long it was read, if the reader was back before the click was sent."""
 
-    request_id: str
-    user_id: str
-    item_id: str
+    request_id: Id
+    user_id: Id
+    item_id: Id
     ts_ms: Long
     dwell_ms: Long | None = None
     model_version: str | None = None
     tenant: str = ""
 
 
-class Dwell(Struct, kw_only=True, frozen=True):
+class Dwell(Named, kw_only=True, frozen=True):
     """The reader came back: counts towards dwell only."""
 
-    request_id: str
-    user_id: str
-    item_id: str
+    request_id: Id
+    user_id: Id
+    item_id: Id
     ts_ms: Long
     dwell_ms: Long
     model_version: str | None = None
     tenant: str = ""
 
 
-class Content(Struct, kw_only=True, frozen=True):
+class Content(Named, kw_only=True, frozen=True):
     """An item and what is known of it; a null value in its place removes the item."""
 
-    item_id: str
+    item_id: Id
     author_id: str
     created_at_ms: Long
     ts_ms: Long
@@ -109,10 +115,10 @@ class Consent(Struct, kw_only=True, frozen=True):
     analytics: bool = True
 
 
-class User(Struct, kw_only=True, frozen=True):
+class User(Named, kw_only=True, frozen=True):
     """A person and what is known of them; a null value in its place means: forget this person."""
 
-    user_id: str
+    user_id: Id
     created_at_ms: Long
     ts_ms: Long
     locale: str = ""
@@ -122,11 +128,11 @@ class User(Struct, kw_only=True, frozen=True):
     tenant: str = ""
 
 
-class RankRequest(Struct, kw_only=True, frozen=True):
+class RankRequest(Named, kw_only=True, frozen=True):
     """Rank these candidates for this user. k: how many to return; deadline_ms: from receipt, None is the default."""
 
-    request_id: str
-    user_id: str
+    request_id: Id
+    user_id: Id
     candidate_item_ids: list[str]
     k: Int
     ts_ms: Long
@@ -143,11 +149,11 @@ class RankedItem(Struct, kw_only=True, frozen=True):
     reasons: list[str] = field(default_factory=list)
 
 
-class RankResponse(Struct, kw_only=True, frozen=True):
+class RankResponse(Named, kw_only=True, frozen=True):
     """The slate, and everything needed to know where it came from."""
 
-    request_id: str
-    user_id: str
+    request_id: Id
+    user_id: Id
     ranked_items: list[RankedItem]
     model_version: str
     feature_version: str
@@ -170,11 +176,11 @@ class ServedItem(Struct, kw_only=True, frozen=True):
     shadow_score: float | None = None
 
 
-class RankTelemetry(Struct, kw_only=True, frozen=True):
+class RankTelemetry(Named, kw_only=True, frozen=True):
     """What was served, for training. store_offsets: source -> next offset the store had applied, where known."""
 
-    request_id: str
-    user_id: str
+    request_id: Id
+    user_id: Id
     items: list[ServedItem]
     model_version: str
     feature_version: str
@@ -191,7 +197,7 @@ class RankTelemetry(Struct, kw_only=True, frozen=True):
 LETTERS_MARKED = ("REDRIVING", "REDRIVEN")
 
 
-class DeadLetter(Struct, kw_only=True, frozen=True):
+class DeadLetter(Named, kw_only=True, frozen=True):
     """A record that could not be used, with its bytes as they were and where they stood. value: None was null."""
 
     topic: str

@@ -40,7 +40,7 @@ SETTLE_S = 0.25
 LAG_S = 2.0
 #: Bytes that one answer of the broker holds of a partition. Under load it bounds a batch, and large batches touch a popular item's
 #: record once; the default of 1 MiB costs the store a fifth more an event. Each partition may hold as many in memory.
-FETCH_BYTES_MAX = 2 << 20
+PARTITION_BYTES_MAX = 4 << 20
 #: Objects made and not freed before a search for cycles begins. Usual is 700; more would let what Faust leaves behind pile up.
 GARBAGE_THRESHOLD = 200_000
 #: How often a worker looks whether it has crashed or was asked to stop (seconds).
@@ -82,7 +82,7 @@ def build(settings: IngestSettings, store: OnlineStore, registry: Registry) -> A
         web_enabled=False,
         datadir=Path(tempfile.gettempdir()) / "millstream-faust",
         consumer_auto_offset_reset="earliest",
-        consumer_max_fetch_size=FETCH_BYTES_MAX,
+        consumer_max_fetch_size=PARTITION_BYTES_MAX,
         broker_session_timeout=settings.session_timeout_s,
         broker_heartbeat_interval=settings.session_timeout_s / 4,
         broker_commit_interval=2.0,

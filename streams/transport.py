@@ -30,6 +30,8 @@ Positions = Callable[[Sequence[Source]], Awaitable[Mapping[Source, int]]]
 #: How long the broker may hold back an answer while it has nothing to send (milliseconds). A partition that was not asked for in that
 #: request waits as long though it has records: Faust's own 1,500 stalls a busy partition beside idle ones. Less is idle polling.
 FETCH_WAIT_MS = 50
+#: Bytes of one answer of the broker, all partitions together: what a worker holds of it is three times as much while it is taken apart.
+FETCH_BYTES_MAX = 8 << 20
 #: How often a fetch looks for partitions whose batch is done, while some have one under way (seconds).
 BUSY_WAIT_S = 0.01
 
@@ -43,6 +45,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         fetch.install()
         consumer = super()._create_worker_consumer(transport)
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS  # noqa: SLF001  # the seam: read when the consumer starts
+        consumer._fetch_max_bytes = FETCH_BYTES_MAX  # noqa: SLF001  # as above
         # What a transactional producer took back was never said: replay and the ranker do not see it either.
         consumer._isolation_level = "read_committed"  # noqa: SLF001  # as above
         return consumer
