@@ -17,9 +17,9 @@ from ranker.training.fit import FitSettings, TrainingRows, fit
 from replay.log import EventLog
 from replay.rows import Contexts, Rows, contexts_of, rows
 from schemas import codec
-from schemas.aggregates import COUNTERS, ITEM, entities, updates
-from schemas.columnar.events import EVENT_COLUMNS
+from schemas.aggregates import COUNTERS, ITEM
 from schemas.columnar.repeats import REPEAT_OFFSETS, Repeats
+from schemas.columnar.table import EVENT_COLUMNS, entities, event_table, updates
 from schemas.columns import Profile, decode_events, decode_profiles
 from schemas.errors import BundleError
 from schemas.features import CTR_PRIOR, CTR_PRIOR_IMPRESSIONS, REQUEST, Registry
@@ -32,7 +32,7 @@ VALIDATION_SHARE = 0.2
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """A log, decoded. events: schemas.columns.EVENT_COLUMNS."""
+    """A log, decoded. events: schemas.columnar.table.EVENT_COLUMNS."""
 
     events: pl.DataFrame
     profiles: list[Profile]
@@ -88,7 +88,7 @@ def read_history(log: EventLog, registry: Registry, repeat_offsets: int = REPEAT
     events = [pl.DataFrame(schema=EVENT_COLUMNS)]
     shown: list[Impression] = []
     for topic, batch in _batches(log, IMPRESSIONS, CLICKS):
-        events.append(repeats[batch.source].drop(decode_events(topic, batch.records).events).frame)
+        events.append(event_table(repeats[batch.source].drop(decode_events(topic, batch.records).events)))
         if wants_context and topic is IMPRESSIONS:
             shown += _impressions(batch, set(events[-1]["offset"]))
     profiles = [profile for topic, batch in _batches(log, CONTENT, USERS) for profile in decode_profiles(topic, batch.records)[0]]

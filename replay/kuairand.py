@@ -13,7 +13,7 @@ from typing import NamedTuple
 import polars as pl
 
 from schemas.aggregates import ITEM, USER
-from schemas.columnar.events import EVENT_COLUMNS
+from schemas.columnar.table import EVENT_COLUMNS
 from schemas.errors import SettingsError
 from schemas.features import (
     FEATURES,
@@ -208,7 +208,7 @@ def acts(data: KuaiRand) -> pl.DataFrame:
 
 
 def event_frame(data: KuaiRand) -> pl.DataFrame:
-    """Every event as decoding the log would give it: schemas.columns.EVENT_COLUMNS, offsets as in a log of one partition."""
+    """Every event as decoding the log would give it: schemas.columnar.table.EVENT_COLUMNS, offsets as in a log of one partition."""
     known = acts(data).with_columns(
         pl.int_range(pl.len(), dtype=pl.UInt32).alias("row"),
         pl.int_range(pl.len(), dtype=pl.Int64).alias("offset"),

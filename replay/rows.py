@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from online_store.deltas import entity_of_profile, kind_of_profiles
 from online_store.record import FORMS, pack_field
-from schemas import aggregates
 from schemas.aggregates import COUNTERS, ENTITY_ID, ITEM, USER, Tiles
+from schemas.columnar import table
 from schemas.columns import Profile
 from schemas.features import REQUEST, Registry, Static, context_value
 from schemas.records import Click, Impression, RankRequest
@@ -65,12 +65,12 @@ class Rows:
 def rows(events: pl.DataFrame, profiles: Iterable[Profile], registry: Registry, contexts: Contexts | None = None) -> Rows:
     """Rows for every impression of a log.
 
-    events: schemas.columns.EVENT_COLUMNS, in any order, at least one. profiles: content and user records and tombstones of the
+    events: schemas.columnar.table.EVENT_COLUMNS, in any order, at least one. profiles: content and user records and tombstones of the
     same log. contexts: those of the requests, for a registry that reads them; a request without one has those features missing.
     """
     shown = _labelled(events)
     as_of_ms = shown["as_of_ms"].to_numpy()
-    updates = aggregates.updates(events)
+    updates = table.updates(events)
     written = list(profiles)
     tiles = {kind: History(registry, kind, updates, written).tiles(shown["tenant"], shown[ENTITY_ID[kind]], as_of_ms) for kind in KINDS}
     features = matrix(registry, tiles[ITEM], tiles[USER], as_of_ms)
@@ -106,13 +106,13 @@ def contexts_of(requests: Iterable[Impression | RankRequest]) -> dict[tuple[str,
 class History:
     """Everything that happened to the entities of one kind, ready to be asked about any moment.
 
-    updates: what schemas.aggregates.updates gives. profiles: of this kind and, ignored, of others.
+    updates: what schemas.columnar.table.updates gives. profiles: of this kind and, ignored, of others.
     """
 
     def __init__(self, registry: Registry, kind: str, updates: pl.DataFrame, profiles: Iterable[Profile]) -> None:
         """Sort the log by entity and time."""
         self.windows = registry.windows(kind)
-        happened = aggregates.entities(updates, kind)
+        happened = table.entities(updates, kind)
         values = [profile for profile in profiles if kind_of_profiles(profile.record.topic) == kind]
         written = _profile_frame(kind, values)
         self.codes = pl.concat([happened.select("tenant", "id"), written.select("tenant", "id")]).unique().with_row_index("code")

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from schemas.columnar.bodies import NONE
@@ -38,22 +37,6 @@ def adds(record: NDArray[np.uint8], dwell_ms: NDArray[np.int64]) -> NDArray[np.i
     dwelled = dwell_ms != NONE
     said = (record == RECORDS.index(Impression.__name__), record == RECORDS.index(Click.__name__), dwelled, np.where(dwelled, dwell_ms, 0))
     return np.stack([counter.astype(np.int64) for counter in said], axis=1)
-
-
-def updates(events: pl.DataFrame) -> pl.DataFrame:
-    """What each event adds, one row an event, before it is known to whom.
-
-    events: columnar.events.EVENT_COLUMNS. Returns tenant, the ids, ts_ms, offset and COUNTERS (Int64).
-    """
-    record = events["record"].replace_strict(RECORDS, range(len(RECORDS)), return_dtype=pl.UInt8).to_numpy()
-    added = adds(record, events["dwell_ms"].fill_null(NONE).to_numpy())
-    counters = [pl.Series(name, added[:, place]) for place, name in enumerate(COUNTERS)]
-    return events.select("tenant", *ENTITY_ID.values(), "ts_ms", "offset", *counters)
-
-
-def entities(rows: pl.DataFrame, kind: str) -> pl.DataFrame:
-    """The updates that touch one kind, with the entity's `id`; rows that name none are left out."""
-    return rows.rename({ENTITY_ID[kind]: "id"}).drop_nulls("id").select("tenant", "id", "ts_ms", "offset", *COUNTERS)
 
 
 @dataclass(slots=True)

@@ -10,13 +10,12 @@ from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from schemas import avro, codec
 from schemas.columnar import bodies
 from schemas.columnar.bodies import NONE
-from schemas.columnar.events import EVENT_COLUMNS, NUMBERS, RECORDS, WORDS, Events, Ints, concat, pack
+from schemas.columnar.events import NUMBERS, RECORDS, WORDS, Events, Ints, concat, pack
 from schemas.columnar.log import VALUE, LogColumns
 from schemas.columnar.words import Buffer, has_byte
 from schemas.errors import DecodeError
@@ -32,8 +31,6 @@ from schemas.records import (
     User,
 )
 from schemas.topics import BadRecord, LogRecord, Topic
-
-__all__ = ["EVENT_COLUMNS", "DecodedEvents", "Profile", "decode_events", "decode_profiles"]
 
 #: What no schema can say of an event, in the order in which faults are named; `codec.check` says the same of other records.
 FAULTS = (
@@ -51,11 +48,6 @@ class DecodedEvents(NamedTuple):
 
     events: Events
     bad: list[BadRecord]
-
-    @property
-    def frame(self) -> pl.DataFrame:
-        """The events as a table of EVENT_COLUMNS."""
-        return self.events.frame
 
 
 class Profile(NamedTuple):

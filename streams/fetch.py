@@ -65,6 +65,8 @@ class FetchResult(fetcher.FetchResult):  # type: ignore[misc]  # as above
             return super().getall(max_records)  # type: ignore[no-any-return]  # aiokafka has no types
         records.next_fetch_offset = found.following
         self._update_position()
+        # It and its iterator refer to one another: the answer would stay until somebody looks for cycles.
+        records._records_iterator = None  # noqa: SLF001  # the seam
         self._partition_records = None
         return found.records
 

@@ -1,17 +1,14 @@
 """Many events, a column a field: numbers as they are, words as spans of one buffer.
 
-What ingest does to a batch it does to these columns, in compiled loops; `frame` is the same as a table, for whoever trains or looks.
+What ingest does to a batch it does to these columns, in compiled loops; table.py has the same as a table.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
-from schemas.columnar.bodies import NONE
 from schemas.columnar.words import Buffer
 from schemas.records import Click, Dwell, Impression
 
@@ -20,21 +17,6 @@ RECORDS = (Impression.__name__, Click.__name__, Dwell.__name__)
 #: The fields that updates are made of; a record that lacks one has NONE, or a word of length -1.
 NUMBERS = ("ts_ms", "dwell_ms")
 WORDS = ("request_id", "user_id", "item_id", "model_version", "tenant")
-#: The columns of a frame: the fields, where each stood in the batch, and what the log says of it.
-EVENT_COLUMNS = {
-    "record": pl.String,
-    "row": pl.UInt32,
-    "request_id": pl.String,
-    "user_id": pl.String,
-    "item_id": pl.String,
-    "ts_ms": pl.Int64,
-    "dwell_ms": pl.Int64,
-    "model_version": pl.String,
-    "tenant": pl.String,
-    "offset": pl.Int64,
-    "timestamp": pl.Int64,
-}
-
 Ints = NDArray[np.int64]
 
 
@@ -81,25 +63,6 @@ class Events:
             self.timestamp[wanted],
         )
 
-    @property
-    def frame(self) -> pl.DataFrame:
-        """The same as a table of EVENT_COLUMNS."""
-        said: dict[str, Any] = {
-            "record": np.array(RECORDS, object)[self.record].tolist(),
-            "row": self.row,
-            **{name: _nullable(self.number(name)) for name in NUMBERS},
-            **{name: strings(self.text, self.word(name)) for name in WORDS},
-            "offset": self.offset,
-            "timestamp": self.timestamp,
-        }
-        return pl.DataFrame({name: pl.Series(said[name], dtype=dtype) for name, dtype in EVENT_COLUMNS.items()})
-
-
-def strings(text: Buffer, spans: Ints) -> list[str | None]:
-    """Spans as Python strings, None where there is none."""
-    raw = text.tobytes()
-    return [raw[start : start + length].decode() if length >= 0 else None for start, length in spans.tolist()]
-
 
 def pack(values: Sequence[str | None]) -> tuple[bytes, Ints]:
     """Python strings as one buffer and their spans in it, int64 [n, 2]."""
@@ -124,7 +87,3 @@ def concat(parts: Sequence[Events]) -> Events:
         np.concatenate([part.offset for part in parts]),
         np.concatenate([part.timestamp for part in parts]),
     )
-
-
-def _nullable(numbers: Ints) -> list[int | None]:
-    return [None if number == NONE else number for number in numbers.tolist()]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from schemas import avro, codec
 from schemas.columnar import events as columnar
+from schemas.columnar.table import event_table
 from schemas.columns import decode_events
 from schemas.errors import DecodeError
 from schemas.records import (
@@ -151,7 +152,7 @@ def found(topic: Topic, records: Sequence[StoredRecord]) -> list[dict[str, Any] 
     """What each record of a batch says, or why it is bad."""
     events = decode_events(topic, records, SCHEMA_IDS)
     said: dict[int, dict[str, Any] | str] = {bad.record.offset: bad.reason for bad in events.bad}
-    for row in events.frame.iter_rows(named=True):
+    for row in event_table(events.events).iter_rows(named=True):
         said[row["offset"]] = {name: row[name] for name in (*(*columnar.NUMBERS, *columnar.WORDS), "record")}
     return [said[record.offset] for record in records]
 

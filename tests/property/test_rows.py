@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from replay.rows import Rows, contexts_of, rows
 from schemas import codec
+from schemas.columnar.table import event_table
 from schemas.columns import Profile, decode_events, decode_profiles
 from schemas.features import (
     Registry,
@@ -102,7 +103,7 @@ class Log:
     def frame(self) -> pl.DataFrame:
         """The events as decoding the log gives them."""
         parts = [
-            decode_events(topic, [stored(topic, at, event) for at, event in enumerate(found)]).frame
+            event_table(decode_events(topic, [stored(topic, at, event) for at, event in enumerate(found)]).events)
             for topic, found in ((IMPRESSIONS, self.shown), (CLICKS, self.acts))
             if found
         ]

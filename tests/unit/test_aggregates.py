@@ -2,7 +2,8 @@
 
 import polars as pl
 
-from schemas.aggregates import COUNTERS, entities, updates
+from schemas.aggregates import COUNTERS
+from schemas.columnar.table import entities, event_table, updates
 from schemas.columns import decode_events
 from schemas.records import Event
 from schemas.topics import CLICKS, IMPRESSIONS
@@ -12,7 +13,7 @@ from tests.worlds import click, dwell, impression, raw, stored, topic_of
 def updates_of(*events: Event) -> pl.DataFrame:
     """The updates of events of one topic, by their place in the log."""
     records = [stored(event, offset) for offset, event in enumerate(events)]
-    return updates(decode_events(topic_of(events[0]), records).frame).sort("offset")
+    return updates(event_table(decode_events(topic_of(events[0]), records).events)).sort("offset")
 
 
 def added_by(event: Event) -> tuple[int, ...]:
@@ -56,7 +57,7 @@ def test_a_batch_without_a_good_record_updates_nothing() -> None:
     """Bad records alone leave an empty table, not an error."""
     events = decode_events(IMPRESSIONS, [raw(b"nonsense", "impressions")])
 
-    assert updates(events.frame).is_empty()
+    assert updates(event_table(events.events)).is_empty()
 
 
 def test_every_entity_that_an_event_names_is_updated() -> None:

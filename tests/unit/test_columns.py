@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from schemas import avro, codec
-from schemas.columnar.events import EVENT_COLUMNS
+from schemas.columnar.table import EVENT_COLUMNS, event_table
 from schemas.columns import decode_events, decode_profiles
 from schemas.records import CLOCK_SKEW_MS_MAX, DWELL_MS_MAX, ID_BYTES_MAX, TS_MS_MAX, Click, Dwell, Event, Reason
 from schemas.topics import CLICKS, CONTENT, IMPRESSIONS, USERS, StoredRecord
@@ -29,7 +29,7 @@ def test_a_batch_of_every_wire_form_is_one_frame() -> None:
 
     events = decode_events(CLICKS, records, SCHEMA_IDS)
 
-    assert (sorted(events.frame["user_id"]), events.bad) == (sorted(f"u-{wire}" for wire in WIRES), [])
+    assert (sorted(event_table(events.events)["user_id"]), events.bad) == (sorted(f"u-{wire}" for wire in WIRES), [])
 
 
 @pytest.mark.parametrize("wire", WIRES)
@@ -37,7 +37,7 @@ def test_every_column_says_what_the_record_said(wire: str) -> None:
     """And what the log said of it."""
     record = dwell(dwell_ms=9, model_version="m", tenant="acme")
 
-    frame = decode_events(CLICKS, [stored(record, 41, timestamp=NOW_MS + 7, wire=wire)], SCHEMA_IDS).frame
+    frame = event_table(decode_events(CLICKS, [stored(record, 41, timestamp=NOW_MS + 7, wire=wire)], SCHEMA_IDS).events)
 
     row = ("Dwell", 0, "r1", "u1", "i1", NOW_MS, 9, "m", "acme", 41, NOW_MS + 7)
     assert [dict(frame.schema), frame.row(0)] == [EVENT_COLUMNS, row]
@@ -70,7 +70,7 @@ def test_a_broken_body_costs_only_itself(edit: object, place: int) -> None:
     events = decode_events(CLICKS, records)
 
     kept = {f"u{offset}" for offset in range(3) if offset != place}
-    assert (set(events.frame["user_id"]), [bad.record.offset for bad in events.bad]) == (kept, [place])
+    assert (set(event_table(events.events)["user_id"]), [bad.record.offset for bad in events.bad]) == (kept, [place])
 
 
 def test_bytes_that_moved_from_one_record_to_the_next_make_both_bad() -> None:
@@ -124,7 +124,7 @@ def test_a_long_context_is_read_like_a_short_one() -> None:
 
     events = decode_events(IMPRESSIONS, [record, stored(impression(), 1)])
 
-    assert (sorted(events.frame["tenant"]), events.bad) == (["", "acme"], [])
+    assert (sorted(event_table(events.events)["tenant"]), events.bad) == (["", "acme"], [])
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_the_bounds_are_good(event: Event) -> None:
 
 def test_the_fast_way_and_the_codec_name_the_same_records() -> None:
     """A click and a dwell in one batch keep their names and their places."""
-    frame = decode_events(CLICKS, [stored(dwell(), 5), stored(click(), 6), stored(dwell(), 9)]).frame.sort("offset")
+    frame = event_table(decode_events(CLICKS, [stored(dwell(), 5), stored(click(), 6), stored(dwell(), 9)]).events).sort("offset")
 
     assert frame.select("record", "row", "offset").rows() == [("Dwell", 0, 5), ("Click", 1, 6), ("Dwell", 2, 9)]
 
@@ -178,7 +178,7 @@ def test_a_writer_that_does_not_know_a_field_leaves_its_default() -> None:
     older = avro.parse({**raw_click, "fields": [field for field in raw_click["fields"] if field["name"] not in ("tenant", "dwell_ms")]})
     body = b"\x04r1\x04u1\x04i1" + codec.encode(click())[10 + 9 : 10 + 15] + b"\0"
 
-    frame = decode_events(CLICKS, [raw(b"\0\0\0\0\7" + body)], {7: older}).frame
+    frame = event_table(decode_events(CLICKS, [raw(b"\0\0\0\0\7" + body)], {7: older}).events)
 
     assert frame.select("user_id", "ts_ms", "dwell_ms", "model_version", "tenant").row(0) == ("u1", NOW_MS, None, None, "")
 
@@ -229,13 +229,13 @@ def test_a_profile_that_names_nobody_or_no_time_is_bad(record: StoredRecord, rea
 
 def test_nothing_of_an_event_is_null_but_what_may_be() -> None:
     """Only dwell_ms and model_version."""
-    frame = decode_events(CLICKS, [stored(Click(request_id="r", user_id="u", item_id="i", ts_ms=1))]).frame
+    frame = event_table(decode_events(CLICKS, [stored(Click(request_id="r", user_id="u", item_id="i", ts_ms=1))]).events)
 
     assert [name for name in frame.columns if frame[name].has_nulls()] == ["dwell_ms", "model_version"]
 
 
 def test_a_dwell_always_has_its_length() -> None:
     """The record says so, and so does the column."""
-    frame = decode_events(CLICKS, [stored(Dwell(request_id="r", user_id="u", item_id="i", ts_ms=1, dwell_ms=0))]).frame
+    frame = event_table(decode_events(CLICKS, [stored(Dwell(request_id="r", user_id="u", item_id="i", ts_ms=1, dwell_ms=0))]).events)
 
     assert frame["dwell_ms"].to_list() == [0]

@@ -9,8 +9,7 @@ import pytest
 from replay import kuairand
 from replay.rows import contexts_of, rows
 from schemas import codec
-from schemas.aggregates import updates
-from schemas.columnar.events import EVENT_COLUMNS
+from schemas.columnar.table import EVENT_COLUMNS, event_table, updates
 from schemas.columns import Profile, decode_events
 from schemas.errors import SettingsError
 from schemas.records import DWELL_MS_MAX, Click, Content, Dwell, Impression, User
@@ -132,7 +131,7 @@ def test_the_frame_is_what_decoding_gives(data: kuairand.KuaiRand) -> None:
     for topic in (IMPRESSIONS, CLICKS):
         found = [event for event in kuairand.events(data) if type(event) in topic.records]
         records = [StoredRecord(topic.name, 0, at, event.ts_ms, None, codec.encode(event)) for at, event in enumerate(found)]
-        frames.append(decode_events(topic, records).frame)
+        frames.append(event_table(decode_events(topic, records).events))
     decoded, frame = (part.drop("row", "offset").sort(pl.all()) for part in (pl.concat(frames), kuairand.event_frame(data)))
 
     assert dict(kuairand.event_frame(data).schema) == EVENT_COLUMNS
