@@ -32,6 +32,8 @@ Positions = Callable[[Sequence[Source]], Awaitable[Mapping[Source, int]]]
 FETCH_WAIT_MS = 50
 #: Bytes of one answer of the broker, all partitions together: what a worker holds of it is three times as much while it is taken apart.
 FETCH_BYTES_MAX = 8 << 20
+#: Batches that may be under way: more would wait in memory, taken apart, instead of as the broker sent them.
+UNDER_WAY_MAX = 6
 #: How often a fetch looks for partitions whose batch is done, while some have one under way (seconds).
 BUSY_WAIT_S = 0.01
 
@@ -101,7 +103,7 @@ class BatchConsumer(driver.Consumer):
         if not self._under_way:
             return await super()._getmany(active_partitions, timeout)
         free = (active_partitions or set()) - self._under_way
-        if free:
+        if free and len(self._under_way) < UNDER_WAY_MAX:
             return await super()._getmany(free, BUSY_WAIT_S)
         await asyncio.sleep(BUSY_WAIT_S)
         return {}

@@ -1,11 +1,14 @@
 """Answers of the broker read as columns: what aiokafka's own reader says of them, in every form that we read and none that we do not."""
 
+import gc
+import weakref
 from collections.abc import Sequence
 from random import Random
 from typing import Any
 
 import pytest
 from aiokafka.consumer.fetcher import PartitionRecords
+from aiokafka.consumer.subscription_state import SubscriptionState
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.structs import TopicPartition
@@ -91,3 +94,23 @@ def test_transactions_are_left_to_aiokafka() -> None:
     raw = batch(Random(3), 0) + batch(Random(3), 20, transactional=True)
 
     assert fetch.read(TP, raw, 0) is None
+
+
+async def test_an_answer_is_let_go_once_it_is_read() -> None:
+    """At once, though nobody looks for cycles: these are the largest things that a worker holds."""
+    subscriptions = SubscriptionState()
+    subscriptions.assign_from_user([TP])
+    assignment = subscriptions.subscription.assignment
+    assignment.state_value(TP).seek(0)
+    answer = fetch.RawRecords(batch(Random(4), 0))
+    result = fetch.FetchResult(
+        TP, assignment=assignment, partition_records=PartitionRecords(TP, answer, [], 0, None, None, True, 1), backoff=0
+    )
+    held = weakref.ref(answer)
+    del answer
+    gc.disable()
+    try:
+        found = result.getall()
+        assert (len(found), held()) == (20, None)
+    finally:
+        gc.enable()
