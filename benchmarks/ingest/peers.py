@@ -16,7 +16,7 @@ from schemas.topics import CLICKS, IMPRESSIONS
 #: Peers have requirements that contradict ours (another confluent-kafka), so they live in an environment of their own.
 PYTHON = Path(".venv-peers/bin/python")
 #: How long one run may take (seconds).
-RUN_S = 600.0
+RUN_S = 180.0
 
 
 def run(stack: Stack, sent: tuple[Feed, str], name: str, cores: set[int], variant: str = "") -> dict[str, Any]:

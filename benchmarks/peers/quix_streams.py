@@ -4,6 +4,7 @@ Its topic is keyed by item, so that it need not send the feed through Kafka once
 both in its favour. Variants: "hopping" is that rolling hour; "tumbling" only sums ten seconds, and leaves the hour to whoever reads.
 """
 
+import os
 from functools import partial
 from typing import Any
 
@@ -49,7 +50,8 @@ def run(task: Task) -> None:
     """Take all events."""
     app = Application(
         task.bootstrap,
-        consumer_group=task.topics[0],
+        # A group of its own: a run of more than five seconds commits, and the next would find nothing to read.
+        consumer_group=f"{task.topics[0]}-{os.getpid()}",
         auto_offset_reset="earliest",
         state_dir=task.folder,
         use_changelog_topics=False,
