@@ -84,9 +84,9 @@ class MemoryStore:
             if is_record(key, generation):
                 yield key
 
-    async def keep_answer(self, key: bytes, answer: bytes, ttl_ms: int) -> bytes:  # noqa: ARG002  # nothing expires here
-        """As OnlineStore.keep_answer."""
-        return self._values.setdefault(key, answer)
+    async def keep_answers(self, answers: Sequence[tuple[bytes, bytes]], ttl_ms: int) -> list[bytes]:  # noqa: ARG002  # nothing expires here
+        """As OnlineStore.keep_answers."""
+        return [self._values.setdefault(key, answer) for key, answer in answers]
 
     async def clear(self) -> None:
         """Lose everything, as a store does that comes back empty."""

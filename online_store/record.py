@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.aggregates import COUNTERS, TILE, Tiles
+from schemas.aggregates import COUNTERS, TILE
 from schemas.errors import StoreError
 from schemas.features import SET_HASHES_MAX, Registry, Static
 from schemas.records import Content, User
@@ -147,46 +147,6 @@ def pack_field(static: Static, value: Content | User | None) -> Any:  # noqa: AN
 def hash_of(word: str) -> int:
     """A word as records keep it where only equality matters: the first 8 bytes of BLAKE2b, little-endian."""
     return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
-
-
-def read(layout: Layout, raws: Sequence[bytes | None], as_of_ms: int) -> Tiles:
-    """What records say as of a moment; a missing one (None) says zeros. Raises StoreError for bytes of another layout."""
-    for raw in raws:
-        if raw is not None:
-            layout.check(raw)
-    front = layout.dtype.itemsize
-    records = np.frombuffer(b"".join([(raw or layout.blank)[:front] for raw in raws]), layout.dtype)
-    closed = np.frombuffer(b"".join([(raw or b"")[front:] for raw in raws]), TILE)
-    present = np.array([raw is not None for raw in raws], dtype=np.bool_)
-    static, last = records["static"], records["last_active_ms"]
-    exact = np.ones(len(raws), dtype=np.bool_)
-    for window in layout.windows:
-        spare = window.slots_count - window.tiles_count
-        exact &= last // window.hop_ms - as_of_ms // window.hop_ms <= spare
-    removed = static["removed"].astype(np.bool_)
-    statics = {field.name: static[field.name] for field in layout.statics}
-    counts = _counts(layout, records, closed, as_of_ms)
-    return Tiles(counts, statics, last.astype(np.int64), present & (~removed | (last > 0)), removed, exact)
-
-
-def _counts(layout: Layout, records: NDArray[Any], closed: NDArray[Any], as_of_ms: int) -> NDArray[np.int64]:
-    """The tiles that count, summed: int64 [n, windows, counters]. closed: TILE, record by record and ring by ring."""
-    windows = layout.windows
-    counts = np.zeros((len(records) * len(windows), len(COUNTERS)), dtype=np.int64)
-    if not windows:
-        return counts.reshape(len(records), 0, len(COUNTERS))
-    rings = np.stack([records[window.name] for window in windows], axis=1).ravel()
-    owner = np.concatenate([np.arange(len(rings)), np.repeat(np.arange(len(rings)), rings["closed"])])
-    of_record, of_window = np.divmod(owner, len(windows))
-    tile = np.concatenate([rings["tile"], closed["tile"]]).astype(np.int64)
-    counted = [window.tiles(as_of_ms) for window in windows]
-    start, stop = np.array([(tiles.start, tiles.stop) for tiles in counted]).T
-    starts_ms = tile * np.array([window.hop_ms for window in windows])[of_window]
-    holds = (tile >= start[of_window]) & (tile < stop[of_window]) & (starts_ms >= records["floor_ms"][of_record])
-    for place, counter in enumerate(COUNTERS):
-        adds = np.concatenate([rings[counter], closed[counter]]).astype(np.int64)
-        np.add.at(counts[:, place], owner[holds], adds[holds])
-    return counts.reshape(len(records), len(windows), len(COUNTERS))
 
 
 #: A ring as `merge` works on it: tile number -> counters.

@@ -151,10 +151,11 @@ class RedisStore:
         return cast("tuple[bytes, list[bytes]]", _unfailed(await node.execute(command, 1))[0])
 
     @_answered
-    async def keep_answer(self, key: bytes, answer: bytes, ttl_ms: int) -> bytes:
-        """As OnlineStore.keep_answer."""
-        kept = await self._do(b"SET", key, answer, b"NX", b"GET", b"PX", ttl_ms)
-        return cast("bytes", kept) if kept is not None else answer
+    async def keep_answers(self, answers: Sequence[tuple[bytes, bytes]], ttl_ms: int) -> list[bytes]:
+        """As OnlineStore.keep_answers."""
+        commands = [Command(key, pack(b"SET", key, answer, b"NX", b"GET", b"PX", ttl_ms)) for key, answer in answers]
+        kept = _unfailed(await self._servers.run(commands))
+        return [answer if found is None else cast("bytes", found) for found, (_, answer) in zip(kept, answers, strict=True)]
 
     async def close(self) -> None:
         """As OnlineStore.close."""

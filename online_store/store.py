@@ -43,8 +43,8 @@ class OnlineStore(Protocol):
     def records(self, generation: Generation) -> AsyncIterator[bytes]:
         """The keys of all records of a generation, each once, in no order."""
 
-    async def keep_answer(self, key: bytes, answer: bytes, ttl_ms: int) -> bytes:
-        """Keep an answer unless one is kept already. Returns the one that is kept."""
+    async def keep_answers(self, answers: Sequence[tuple[bytes, bytes]], ttl_ms: int) -> list[bytes]:
+        """Keep each answer under its key unless one is kept there already. Returns those that are kept."""
 
     async def close(self) -> None:
         """Let go of connections."""

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from online_store.keys import Entity, record_key
-from online_store.record import Layout, layouts, read
+from online_store.reading import read
+from online_store.record import Layout, layouts
 from online_store.store import OnlineStore
 from schemas.aggregates import COUNTERS, Tiles
 from schemas.errors import SettingsError, StoreError

@@ -1,43 +1,29 @@
-"""One rank request to one response, whatever fails: the core behind every front end.
+"""Rank requests to responses, whatever fails: the core behind every front end.
 
-    request -> one read (user, candidates, an answer kept from before) -> tiles -> vector -> score -> slate -> response
+    request -> read (user and candidates, near cache before store) -> matrix -> score -> slate -> response, kept by its request_id
 
-A request is always answered inside its deadline: what cannot be read or scored in time is ranked by popularity, else left in the
-order it came in, and `degraded` says so. The answer to a request_id is kept; asked again, the same bytes come back.
+Requests that are there at once go through it as one batch: one read, one matrix, one scoring call (ranker/batch.py). While the store reads
+for one batch, the one before it is scored. A request is always answered inside its deadline: what cannot be read or scored in time falls
+back, and `degraded` says how far. The answer to a request_id is kept; asked again, the same bytes come back.
 """
 
 import asyncio
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
-from weakref import WeakValueDictionary
 
-import numpy as np
-
-from online_store.keys import Entity, Generation, answer_key, record_key
-from online_store.record import layouts, read
+from online_store.keys import Generation, answer_key
 from online_store.store import OnlineStore
-from ranker import metrics
+from ranker import encode, metrics
+from ranker.batch import Pipeline, Ranked, cause_of
 from ranker.bundle import Bundle
-from ranker.popularity import Popularity
-from ranker.score import Scorer
-from ranker.slate import slate
-from schemas import codec
-from schemas.aggregates import ITEM, USER, Tiles
-from schemas.errors import BundleError, DecodeError, GenerationError, StoreError
-from schemas.features import Feature, Registry
-from schemas.records import (
-    CANDIDATES_COUNT_MAX,
-    ID_BYTES_MAX,
-    Degraded,
-    RankedItem,
-    RankRequest,
-    RankResponse,
-    RankTelemetry,
-    Reason,
-    ServedItem,
-)
+from ranker.encode import Facts
+from ranker.reads.reader import Asked, Read
+from schemas.errors import BundleError, DecodeError, StoreError
+from schemas.features import Registry
+from schemas.records import CANDIDATES_COUNT_MAX, ID_BYTES_MAX, RankRequest, Reason
 
 #: A request that names no deadline is answered in this many milliseconds: what a feed waits before it shows something else.
 DEADLINE_MS = 80
@@ -52,6 +38,10 @@ KEEP_MS_MIN = 3
 ANSWER_TTL_MS = 900_000
 #: Answers remembered in this process, for when the store is away.
 ANSWERS_COUNT_MAX = 10_000
+#: Requests of one batch. More would let the first of them wait for the scoring of the last.
+BATCH_COUNT_MAX = 64
+#: Requests that may wait for a batch. Past them one is answered by popularity at once: it would not be read for inside its deadline.
+WAITING_COUNT_MAX = 512
 
 
 class Answer(NamedTuple):
@@ -61,12 +51,17 @@ class Answer(NamedTuple):
     telemetry: bytes | None
 
 
-class Ranked(NamedTuple):
-    """A slate with the vectors that were scored, one an item; none on a fallback."""
+@dataclass(eq=False, slots=True)
+class Call:
+    """A request under way. received_s, deadline_s: time.perf_counter(). callers: who waits; is_settled: whether its slate is there."""
 
-    items: list[RankedItem]
-    vectors: list[bytes]
-    degraded: Degraded
+    asked: Asked
+    key: bytes
+    received_s: float
+    deadline_s: float
+    done: asyncio.Future[Answer]
+    callers: int = 0
+    is_settled: bool = False
 
 
 class Ranker:
@@ -74,172 +69,183 @@ class Ranker:
 
     def __init__(self, store: OnlineStore, registry: Registry, bundle: Bundle) -> None:
         """Raises BundleError for a bundle that was trained on another registry."""
-        if bundle.manifest.feature_version != registry.fingerprint:
-            message = (
-                f"{bundle.folder} was trained on registry {bundle.manifest.feature_version}, ours is {registry.fingerprint}. "
-                "Train a new bundle with `millstream train`."
-            )
-            raise BundleError(message)
         self._store = store
-        self._registry = registry
-        self._layouts = layouts(registry)
-        self._bundle = bundle
-        self._scorer = Scorer(bundle)
-        self._popularity = Popularity(bundle.popularity)
-        self._longest_ctr = longest_ctr(registry)
+        self._manifest = bundle.manifest
+        self._pipeline = Pipeline(store, registry, bundle)
         self._answers: OrderedDict[bytes, bytes] = OrderedDict()
-        #: Requests under way: one that comes twice at once is ranked once. A lock goes with the last of its requests.
-        self._asked: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
+        self._calls: dict[bytes, Call] = {}
+        self._waiting: deque[Call] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_reading = False
         self.generation: Generation | None = None
 
     async def refresh(self) -> None:
         """Look which generation is current; a store that is away changes nothing."""
         try:
-            self.generation = await self._store.current()
+            found = await self._store.current()
         except StoreError:
             metrics.FALLBACKS.labels("refresh").inc()
+            return
+        if found != self.generation:
+            self._pipeline.forget()
+        self.generation = found
 
     async def answer(self, request: RankRequest, received_s: float) -> Answer:
-        """Answer a checked request. received_s: time.perf_counter() when it came in; its deadline counts from there."""
+        """Answer a checked request. received_s: time.perf_counter() when it came in; its deadline counts from there.
+
+        One that is cancelled is not ranked any more, unless another one waits for the same answer.
+        """
         key = answer_key(request.tenant, request.request_id)
-        asked = self._asked.setdefault(key, asyncio.Lock())
-        async with asked:
-            kept = self._answers.get(key)
-            if kept is None:
-                deadline_s = received_s + (request.deadline_ms or DEADLINE_MS) / 1000
-                kept, ranked = await self._rank(request, key, deadline_s - RESERVE_MS / 1000)
-                if ranked:
-                    return await self._keep(request, key, ranked, received_s, deadline_s)
-            assert kept is not None
-            metrics.REPEATS.inc()
-            self._remember(key, kept)
-            return Answer(kept, None)
-
-    async def _rank(  # one return a way to fall back
-        self, request: RankRequest, key: bytes, until_s: float
-    ) -> tuple[bytes | None, Ranked | None]:
-        """The answer kept from before, or a slate."""
-        item_ids = list(dict.fromkeys(request.candidate_item_ids))
+        kept = self._answers.get(key)
+        if kept is not None:
+            return self._repeated(key, kept)
+        call = self._calls.get(key)
+        is_first = call is None
+        call = call or self._begin(request, key, received_s)
+        call.callers += 1
         try:
-            return await self._rank_in_full(request, key, item_ids, until_s)
-        except TimeoutError:
-            cause = "deadline"
-        except GenerationError:
-            cause = "generation"
-        except StoreError:
-            cause = "store"
-        except BundleError:
-            cause = "model"
-        return None, self._fall_back(item_ids, request.k, cause)
+            answer = await asyncio.shield(call.done)
+        finally:
+            call.callers -= 1
+        return answer if is_first else self._repeated(key, answer.response)
 
-    async def _rank_in_full(
-        self, request: RankRequest, key: bytes, item_ids: Sequence[str], until_s: float
-    ) -> tuple[bytes | None, Ranked | None]:
-        """As _rank, from the store and the model. Raises TimeoutError past until_s."""
-        generation = self.generation
-        if generation is None or generation.feature_version != self._registry.fingerprint:
-            raise GenerationError(f"the current generation is {generation}: none of registry {self._registry.fingerprint}. Rebuild one.")
-        # A call that is cut off costs its connection: in a backlog, reconnecting would be all that gets done.
-        async with asyncio.timeout(_left_s(until_s)):
-            kept, user, *items = await self._read(generation, request, key, item_ids)
-        if kept:
-            return kept, None
-        # Others may have been scored while this one's records were on their way.
-        _left_s(until_s)
-        return None, self._score(request, item_ids, user, items)
-
-    async def _read(self, generation: Generation, request: RankRequest, key: bytes, item_ids: Sequence[str]) -> list[bytes | None]:
-        entities = [Entity(request.tenant, USER, request.user_id)]
-        entities += [Entity(request.tenant, ITEM, item_id) for item_id in item_ids]
-        with metrics.STAGES.labels("store").time():
-            return await self._store.read([key, *(record_key(generation, entity) for entity in entities)])
-
-    def _score(self, request: RankRequest, item_ids: Sequence[str], user: bytes | None, items: Sequence[bytes | None]) -> Ranked:
-        with metrics.STAGES.labels("vector").time():
-            tiles = read(self._layouts[ITEM], items, request.ts_ms)
-            user_tiles = read(self._layouts[USER], [user], request.ts_ms)
-            matrix = self._registry.vector(tiles, user_tiles, request.context, request.ts_ms)
-        with metrics.STAGES.labels("score").time():
-            scores = self._scorer.score(matrix)
-        with metrics.STAGES.labels("slate").time():
-            self._learn(item_ids, tiles, request.ts_ms)
-            chosen, places = slate(item_ids, scores, tiles.removed, request.k)
-            return Ranked(chosen, [matrix[place].astype("<f4").tobytes() for place in places], Degraded.NONE)
-
-    def _learn(self, item_ids: Sequence[str], tiles: Tiles, as_of_ms: int) -> None:
-        if self._longest_ctr:
-            self._popularity.learn(item_ids, self._registry.column(self._longest_ctr, tiles, as_of_ms))
-
-    def _fall_back(self, item_ids: Sequence[str], k: int, cause: str) -> Ranked:
-        metrics.FALLBACKS.labels(cause).inc()
-        scores = self._popularity.scores(item_ids)
-        degraded = Degraded.INPUT_ORDER if scores is None else Degraded.POPULARITY
-        if scores is None:
-            scores = np.zeros(len(item_ids), dtype=np.float32)
-        chosen, _ = slate(item_ids, scores, np.zeros(len(item_ids), dtype=np.bool_), k)
-        return Ranked(chosen, [b""] * len(chosen), degraded)
-
-    async def _keep(self, request: RankRequest, key: bytes, ranked: Ranked, received_s: float, deadline_s: float) -> Answer:
-        """Encode an answer and keep it, unless another worker was faster: then that one is the answer."""
-        response = self._response(request, ranked, (time.perf_counter() - received_s) * 1000)
-        encoded = codec.encode(response)
-        try:
-            left_s = deadline_s - SEND_MS / 1000 - time.perf_counter()
-            async with asyncio.timeout(max(left_s, KEEP_MS_MIN / 1000)):
-                kept = await self._store.keep_answer(key, encoded, ANSWER_TTL_MS)
-        except (StoreError, TimeoutError):
-            kept = encoded
+    def _repeated(self, key: bytes, kept: bytes) -> Answer:
+        metrics.REPEATS.inc()
         self._remember(key, kept)
-        metrics.REQUESTS.labels(ranked.degraded).inc()
-        metrics.LATENCY.observe(time.perf_counter() - received_s)
-        return Answer(kept, codec.encode(self._telemetry(response, ranked)) if kept == encoded else None)
+        return Answer(kept, None)
+
+    def _begin(self, request: RankRequest, key: bytes, received_s: float) -> Call:
+        loop = asyncio.get_running_loop()
+        deadline_s = received_s + (request.deadline_ms or DEADLINE_MS) / 1000
+        asked = Asked(request, list(dict.fromkeys(request.candidate_item_ids)))
+        call = self._calls[key] = Call(asked, key, received_s, deadline_s, loop.create_future())
+        left_s = deadline_s - RESERVE_MS / 1000 - time.perf_counter()
+        if left_s <= 0:
+            self._fall_back([call], "deadline")
+        elif len(self._waiting) >= WAITING_COUNT_MAX:
+            metrics.FALLBACKS.labels("queue").inc()
+            self._settle([call], [self._pipeline.by_popularity(asked)])
+        else:
+            timer = loop.call_later(left_s, self._fall_back, [call], "deadline")
+            call.done.add_done_callback(lambda _: timer.cancel())
+            self._waiting.append(call)
+            self._read_on()
+        return call
+
+    def _read_on(self) -> None:
+        """Read for what waits, unless a read is under way: it goes on by itself."""
+        if self._waiting and not self._is_reading:
+            self._is_reading = True
+            self._go(self._read_all())
+
+    async def _read_all(self) -> None:
+        """Read batch after batch; each is ranked while the store reads for the next."""
+        # Whoever asks in this round of the loop shares the first read.
+        await asyncio.sleep(0)
+        try:
+            while self._waiting:
+                batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH_COUNT_MAX))]
+                wanted = self._wanted(batch)
+                if wanted:
+                    await self._read(wanted)
+        finally:
+            self._is_reading = False
+
+    def _wanted(self, batch: Sequence[Call]) -> list[Call]:
+        """Those that somebody still waits for; the others end here."""
+        for call in batch:
+            if not call.callers and not call.is_settled:
+                call.is_settled = True
+                call.done.cancel()
+                self._calls.pop(call.key, None)
+        return [call for call in batch if not call.is_settled]
+
+    async def _read(self, batch: Sequence[Call]) -> None:
+        try:
+            known = await self._pipeline.read(self.generation, [call.asked for call in batch])
+        except (TimeoutError, StoreError) as error:
+            await self._unread(batch, error)
+        else:
+            asyncio.get_running_loop().call_soon(self._rank, batch, known)
+
+    async def _unread(self, batch: Sequence[Call], error: TimeoutError | StoreError) -> None:
+        """Fall back; where a record is at fault, only those fall back that asked for it."""
+        cause = cause_of(error)
+        if cause == "record" and len(batch) > 1:
+            for call in batch:
+                await self._read([call])
+        else:
+            self._fall_back(batch, cause)
+
+    def _rank(self, batch: Sequence[Call], known: Read) -> None:
+        try:
+            ranked = self._pipeline.rank([call.asked for call in batch], known)
+        except BundleError:
+            self._fall_back(batch, "model")
+        else:
+            self._settle(batch, ranked)
+
+    def _fall_back(self, batch: Sequence[Call], cause: str) -> None:
+        waiting = [call for call in batch if not call.is_settled]
+        self._settle(waiting, [self._pipeline.fall_back(call.asked, cause) for call in waiting])
+
+    def _settle(self, batch: Sequence[Call], ranked: Sequence[Ranked]) -> None:
+        """These slates are the answers, of those that have none yet."""
+        settled = [(call, slate) for call, slate in zip(batch, ranked, strict=True) if not call.is_settled]
+        for call, _ in settled:
+            call.is_settled = True
+        if settled:
+            self._go(self._keep(settled))
+
+    async def _keep(self, settled: Sequence[tuple[Call, Ranked]]) -> None:
+        """Encode answers and keep them, unless another worker was faster: then its are the answers."""
+        facts = [self._facts(call.asked.request, slate) for call, slate in settled]
+        now_s = time.perf_counter()
+        encoded = [
+            encode.response(slate.items, said, round((now_s - call.received_s) * 1000, 3))
+            for (call, slate), said in zip(settled, facts, strict=True)
+        ]
+        kept = await self._kept([(call.key, response) for (call, _), response in zip(settled, encoded, strict=True)], settled, now_s)
+        for (call, slate), said, ours, response in zip(settled, facts, encoded, kept, strict=True):
+            self._remember(call.key, response)
+            metrics.REQUESTS.labels(slate.degraded).inc()
+            telemetry = encode.telemetry(slate.items, said, slate.stale_ms) if response == ours else None
+            self._calls.pop(call.key, None)
+            call.done.set_result(Answer(response, telemetry))
+            metrics.LATENCY.observe(time.perf_counter() - call.received_s)
+
+    async def _kept(self, answers: Sequence[tuple[bytes, bytes]], settled: Sequence[tuple[Call, Ranked]], now_s: float) -> list[bytes]:
+        """What is kept of these answers; they themselves where the store does not say in time."""
+        left_s = min(call.deadline_s for call, _ in settled) - SEND_MS / 1000 - now_s
+        try:
+            async with asyncio.timeout(max(left_s, KEEP_MS_MIN / 1000)):
+                return await self._store.keep_answers(answers, ANSWER_TTL_MS)
+        except (StoreError, TimeoutError):
+            return [answer for _, answer in answers]
 
     def _remember(self, key: bytes, answer: bytes) -> None:
         self._answers[key] = answer
         if len(self._answers) > ANSWERS_COUNT_MAX:
             self._answers.popitem(last=False)
 
-    def _response(self, request: RankRequest, ranked: Ranked, latency_ms: float) -> RankResponse:
-        return RankResponse(
-            request_id=request.request_id,
-            user_id=request.user_id,
-            ranked_items=ranked.items,
-            model_version=self._bundle.manifest.model_version,
-            feature_version=self._registry.fingerprint,
-            generation=self.generation.name if self.generation else "",
-            latency_ms=round(latency_ms, 3),
-            degraded=ranked.degraded,
-            arm="default",
-            ts_ms=request.ts_ms,
-            tenant=request.tenant,
+    def _facts(self, request: RankRequest, ranked: Ranked) -> Facts:
+        return Facts(
+            request.request_id,
+            request.user_id,
+            self._manifest.model_version,
+            self._manifest.feature_version,
+            self.generation.name if self.generation else "",
+            ranked.degraded,
+            "default",
+            request.ts_ms,
+            request.tenant,
         )
 
-    @staticmethod
-    def _telemetry(response: RankResponse, ranked: Ranked) -> RankTelemetry:
-        items = [
-            ServedItem(item_id=item.item_id, position=position, score=item.score, vector=vector)
-            for position, (item, vector) in enumerate(zip(ranked.items, ranked.vectors, strict=True))
-        ]
-        return RankTelemetry(
-            request_id=response.request_id,
-            user_id=response.user_id,
-            items=items,
-            model_version=response.model_version,
-            feature_version=response.feature_version,
-            generation=response.generation,
-            degraded=response.degraded,
-            arm=response.arm,
-            ts_ms=response.ts_ms,
-            tenant=response.tenant,
-        )
-
-
-def _left_s(until_s: float) -> float:
-    """Seconds until a moment of time.perf_counter(). Raises TimeoutError when there are none."""
-    left_s = until_s - time.perf_counter()
-    if left_s <= 0:
-        raise TimeoutError
-    return left_s
+    def _go(self, work: "asyncio._CoroutineLike[None]") -> None:
+        """Run beside what is under way; kept until it is done, for the loop itself does not."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
 
 def check_request(request: RankRequest) -> None:
@@ -254,9 +260,3 @@ def check_request(request: RankRequest) -> None:
             raise DecodeError(Reason.MISSING_ID, "candidate_item_ids has an empty id")
         if len(item_id.encode()) > ID_BYTES_MAX:
             raise DecodeError(Reason.OVERSIZE, f"candidate_item_ids has an id longer than {ID_BYTES_MAX} bytes")
-
-
-def longest_ctr(registry: Registry) -> Feature | None:
-    """The item CTR over the longest window: what popularity is judged by."""
-    found = [feature for feature in registry.features if feature.kind == ITEM and feature.formula == "ctr"]
-    return max(found, key=lambda feature: feature.window.span_ms if feature.window else 0, default=None)

@@ -66,11 +66,15 @@ class Moment:
 
     tiles: Tiles
     window: int
-    as_of_ms: int
+    as_of_ms: int | NDArray[np.int64]
 
     def count(self, counter: int) -> NDArray[np.int64]:
         """One counter of the feature's window, int64 [n]."""
         return self.tiles.counts[:, self.window, counter]
+
+    def static(self, feature: Feature) -> NDArray[np.generic]:
+        """The feature's static field, [n]."""
+        return self.tiles.statics[feature.static.name if feature.static else ""]
 
 
 def _ctr(_: Feature, at: Moment) -> Floats:
@@ -86,16 +90,8 @@ def _dwell_per_impression(_: Feature, at: Moment) -> Floats:
     return _ratio(at.count(DWELL_SUM_MS) / 1000, at.count(IMPRESSIONS))
 
 
-def _impressions(_: Feature, at: Moment) -> Floats:
-    return at.count(IMPRESSIONS).astype(np.float32)
-
-
-def _number(feature: Feature, at: Moment) -> Floats:
-    return _static(feature, at).astype(np.float32)
-
-
 def _age_days(feature: Feature, at: Moment) -> Floats:
-    return _since(_static(feature, at), at.as_of_ms, DAY_MS)
+    return _since(at.static(feature), at.as_of_ms, DAY_MS)
 
 
 def _idle_hours(_: Feature, at: Moment) -> Floats:
@@ -108,8 +104,8 @@ FORMULAS: dict[str, Callable[[Feature, Moment], Floats]] = {
     "ctr": _ctr,
     "dwell_avg_s": _dwell_avg,
     "dwell_per_impression_s": _dwell_per_impression,
-    "impressions": _impressions,
-    "number": _number,
+    "impressions": lambda _, at: at.count(IMPRESSIONS).astype(np.float32),
+    "number": lambda feature, at: at.static(feature).astype(np.float32),
     "age_days": _age_days,
     "idle_hours": _idle_hours,
 }
@@ -117,20 +113,14 @@ FORMULAS: dict[str, Callable[[Feature, Moment], Floats]] = {
 
 def _ratio(above: NDArray[np.float64], below: NDArray[np.int64]) -> Floats:
     """The quotient, NaN where nothing was counted."""
-    out = np.full(len(above), np.nan)
-    np.divide(above, below, out=out, where=below > 0)
-    return out.astype(np.float32)
+    found: NDArray[np.float64] = np.divide(above, below, out=np.full(len(above), np.nan), where=below > 0)
+    return found.astype(np.float32)
 
 
-def _since(then_ms: NDArray[np.generic], as_of_ms: int, unit_ms: int) -> Floats:
+def _since(then_ms: NDArray[np.generic], as_of_ms: int | NDArray[np.int64], unit_ms: int) -> Floats:
     """Time since then in units, never negative, NaN where then is 0 (missing)."""
     then = then_ms.astype(np.int64)
     return np.where(then == 0, np.nan, np.maximum(as_of_ms - then, 0) / unit_ms).astype(np.float32)
-
-
-def _static(feature: Feature, at: Moment) -> NDArray[np.generic]:
-    assert feature.static is not None, feature
-    return at.tiles.statics[feature.static.name]
 
 
 @dataclass(frozen=True)
@@ -155,10 +145,7 @@ class Registry:
 
     @cached_property
     def _windows(self) -> dict[str, tuple[Window, ...]]:
-        named: dict[str, set[Window]] = {}
-        for feature in self.features:
-            if feature.window:
-                named.setdefault(feature.kind, set()).add(feature.window)
+        named = {kind: {feature.window for feature in self.features if feature.kind == kind and feature.window} for kind in self.kinds}
         return {kind: tuple(sorted(found, key=lambda window: (window.span_ms, window.hop_ms))) for kind, found in named.items()}
 
     def static_fields(self, kind: str) -> tuple[Static, ...]:
@@ -193,14 +180,26 @@ class Registry:
         user: tiles of one user, or of one for each item. context: the request's, used by every row.
         """
         matrix = np.empty((len(items.known), len(self.ranking)), dtype=np.float32)
-        for place, feature in enumerate(self.ranking):
-            if feature.kind == REQUEST:
-                matrix[:, place] = context_value(feature, context)
-            else:
-                matrix[:, place] = self.column(feature, items if feature.kind == ITEM else user, as_of_ms)
+        for kind, tiles in ((ITEM, items), (USER, user)):
+            matrix[:, self.places[kind]] = self.columns(kind, tiles, as_of_ms)
+        matrix[:, self.places[REQUEST]] = self.context_row(context)
         return matrix
 
-    def column(self, feature: Feature, tiles: Tiles, as_of_ms: int) -> Floats:
+    @cached_property
+    def places(self) -> dict[str, list[int]]:
+        """Which columns of the matrix are each kind's, ascending."""
+        return {kind: [place for place, feature in enumerate(self.ranking) if feature.kind == kind] for kind in (ITEM, USER, REQUEST)}
+
+    def columns(self, kind: str, tiles: Tiles, as_of_ms: int | NDArray[np.int64]) -> Floats:
+        """The columns of one kind, float32 [n, features]: those of items or users whose tiles these are."""
+        found = [self.column(self.ranking[place], tiles, as_of_ms) for place in self.places[kind]]
+        return np.stack(found, axis=1) if found else np.empty((len(tiles.known), 0), np.float32)
+
+    def context_row(self, context: Mapping[str, str]) -> Floats:
+        """The columns of a request, float32 [features]: its own signals."""
+        return np.array([context_value(self.ranking[place], context) for place in self.places[REQUEST]], dtype=np.float32)
+
+    def column(self, feature: Feature, tiles: Tiles, as_of_ms: int | NDArray[np.int64]) -> Floats:
         """One feature of the entities whose tiles these are, float32 [n]."""
         place = self.windows(feature.kind).index(feature.window) if feature.window else 0
         return FORMULAS[feature.formula](feature, Moment(tiles, place, as_of_ms))

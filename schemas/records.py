@@ -47,6 +47,7 @@ class Degraded(StrEnum):
     """How far a rank response fell back; NONE is a full answer."""
 
     NONE = "NONE"
+    STALE = "STALE"  # by the model, from what the near cache still had
     POPULARITY = "POPULARITY"
     INPUT_ORDER = "INPUT_ORDER"
 
@@ -177,7 +178,10 @@ class ServedItem(Struct, kw_only=True, frozen=True):
 
 
 class RankTelemetry(Named, kw_only=True, frozen=True):
-    """What was served, for training. store_offsets: source -> next offset the store had applied, where known."""
+    """What was served, for training. store_offsets: source -> next offset the store had applied, where known.
+
+    staleness_ms: how long before the oldest of the vectors was read; past 500 only while the store was away.
+    """
 
     request_id: Id
     user_id: Id
@@ -190,6 +194,7 @@ class RankTelemetry(Named, kw_only=True, frozen=True):
     ts_ms: Long
     store_offsets: dict[str, Long] = field(default_factory=dict)
     tenant: str = ""
+    staleness_ms: Long = 0
 
 
 #: What stands in place of a reason where a letter of dead-letters only marks another one, of the same topic, partition and offset:

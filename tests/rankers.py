@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from online_store.keys import Entity, Generation, record_key
 from online_store.memory import MemoryStore
-from online_store.record import layouts, read
+from online_store.reading import read
+from online_store.record import layouts
 from online_store.store import OnlineStore
 from ranker import bundle as bundles
 from ranker.bundle import Bundle
@@ -56,10 +57,10 @@ class Failing(MemoryStore):
         await suffer(self.read_fault)
         return await super().current()
 
-    async def keep_answer(self, key: bytes, answer: bytes, ttl_ms: int) -> bytes:
-        """As MemoryStore.keep_answer."""
+    async def keep_answers(self, answers: Sequence[tuple[bytes, bytes]], ttl_ms: int) -> list[bytes]:
+        """As MemoryStore.keep_answers."""
         await suffer(self.keep_fault)
-        return await super().keep_answer(key, answer, ttl_ms)
+        return await super().keep_answers(answers, ttl_ms)
 
 
 async def suffer(fault: Callable[[], object] | None) -> None:

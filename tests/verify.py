@@ -8,7 +8,8 @@ import msgspec
 import numpy as np
 
 from online_store.keys import Entity, Generation, entity_of, record_key
-from online_store.record import Layout, layouts, pack_field, read
+from online_store.reading import read
+from online_store.record import Layout, layouts, pack_field
 from online_store.store import OnlineStore
 from schemas.aggregates import Tiles
 from schemas.features import Registry

@@ -21,7 +21,8 @@ from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from compose.kafka_jars import broker_answers, broker_command
 from compose.local import Server, store_answers, store_command
 from online_store.keys import Generation, entity_of, guard_key, record_pattern
-from online_store.record import layouts, read
+from online_store.reading import read
+from online_store.record import layouts
 from online_store.redis import RedisStore
 from schemas import codec
 from schemas.features import REGISTRY

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from benchmarks import wire
 from benchmarks.feed import MODELS, NONE, Feed, Ints
 from online_store.keys import Entity, Generation, record_key
-from online_store.record import layouts, read
+from online_store.reading import read
+from online_store.record import layouts
 from online_store.store import OnlineStore
 from schemas.aggregates import COUNTERS, ITEM, MODEL, USER
 from schemas.features import Registry

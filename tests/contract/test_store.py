@@ -18,7 +18,8 @@ from compose.local import store_answers, store_command
 from online_store.deltas import NOTHING, Deltas
 from online_store.keys import Entity, Generation, answer_key, guard_key, record_key, shard_of
 from online_store.memory import MemoryStore
-from online_store.record import ROW, layouts, read
+from online_store.reading import read
+from online_store.record import ROW, layouts
 from online_store.redis import RedisStore
 from online_store.store import OnlineStore, Step
 from schemas.errors import SettingsError, StoreAwayError, StoreError
@@ -242,7 +243,7 @@ async def test_records_are_listed_each_once(store: OnlineStore) -> None:
         [key("x:features:{g3.1}:y", generation=Generation(4, ""))], bytes([KINDS.index("item")]), rows((0, NOW_MS, (1, 0, 0, 0))), []
     )
     await store.apply(Generation(4, ""), SOURCE, 10, [Step(1, 0, other)])
-    await store.keep_answer(answer_key("", "x:features:{g3.1}:y"), b"answer", 60_000)
+    await store.keep_answers([(answer_key("", "x:features:{g3.1}:y"), b"answer")], 60_000)
 
     found = sorted([name async for name in store.records(GENERATION)])
 
@@ -261,9 +262,9 @@ async def test_many_records_are_listed_completely(store: OnlineStore) -> None:
 
 async def test_the_first_answer_is_kept(store: OnlineStore) -> None:
     """A repeated request gets the same bytes."""
-    kept = [await store.keep_answer(answer_key("t", "r"), answer, 60_000) for answer in (b"first", b"second")]
+    kept = [await store.keep_answers([(answer_key("t", "r"), answer)], 60_000) for answer in (b"first", b"second")]
 
-    assert kept == [b"first", b"first"]
+    assert kept == [[b"first"], [b"first"]]
 
 
 async def test_an_emptied_store_has_neither_guards_nor_records(store: OnlineStore, empty_url: str) -> None:
@@ -399,7 +400,7 @@ async def test_guards_do_not_expire(redis_store: RedisStore, server: Any) -> Non
 
 async def test_an_answer_expires(redis_store: RedisStore, server: Any) -> None:  # noqa: ANN401  # untyped client
     """After the time it was kept for."""
-    await redis_store.keep_answer(answer_key("", "r"), b"x", 60_000)
+    await redis_store.keep_answers([(answer_key("", "r"), b"x")], 60_000)
 
     assert 0 < await server.pttl(answer_key("", "r")) <= 60_000
 
@@ -428,7 +429,7 @@ async def test_a_stopped_server_is_away_in_every_call(tmp_path: Path) -> None:
             "read": store.read([key("a")]),
             "current": store.current(),
             "begin": store.begin(GENERATION),
-            "keep_answer": store.keep_answer(b"answer", b"x", 1_000),
+            "keep_answers": store.keep_answers([(b"answer", b"x")], 1_000),
             "records": listed(store),
         }
         async with asyncio.timeout(60):

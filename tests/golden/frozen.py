@@ -35,7 +35,14 @@ ENTITIES = (Entity("", "user", "u1"), Entity("acme", "item", "a:b"), Entity("", 
 SCHEMA_ID = 258
 
 _EVENT = {"request_id": "r1", "user_id": "u1", "item_id": "i1", "ts_ms": TS_MS, "model_version": "m1", "tenant": "acme"}
-_SERVED = {"request_id": "r1", "user_id": "u1", "model_version": "m1", "feature_version": "f1", "generation": "g3", "degraded": "NONE"}
+_SERVED: dict[str, Any] = {
+    "request_id": "r1",
+    "user_id": "u1",
+    "model_version": "m1",
+    "feature_version": "f1",
+    "generation": "g3",
+    "degraded": "NONE",
+}
 RECORDS: tuple[Record, ...] = (
     Impression(**_EVENT, position=2, context={"tab": "home"}),  # type: ignore[arg-type]  # one table for three records
     Click(**_EVENT, dwell_ms=1_500),  # type: ignore[arg-type]  # as above

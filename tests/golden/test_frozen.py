@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from online_store.record import layouts, read
+from online_store.reading import read
+from online_store.record import layouts
 from schemas import avro, codec
 from schemas.features import REGISTRY
 from schemas.records import Record

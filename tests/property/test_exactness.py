@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from online_store.ingest import Ingest
 from online_store.keys import Entity, Generation, record_key
 from online_store.memory import MemoryStore
-from online_store.record import layouts, pack_field, read
+from online_store.reading import read
+from online_store.record import layouts, pack_field
 from online_store.store import Step
 from schemas import avro
 from schemas.columnar.repeats import REPEAT_OFFSETS

@@ -216,9 +216,9 @@ class Connection(OnlineStore):
         """As OnlineStore.records."""
         return self.replicas.primary.records(generation)
 
-    async def keep_answer(self, key: bytes, answer: bytes, ttl_ms: int) -> bytes:
-        """As OnlineStore.keep_answer."""
-        return await self.replicas.primary.keep_answer(key, answer, ttl_ms)
+    async def keep_answers(self, answers: Sequence[tuple[bytes, bytes]], ttl_ms: int) -> list[bytes]:
+        """As OnlineStore.keep_answers."""
+        return await self.replicas.primary.keep_answers(answers, ttl_ms)
 
     async def close(self) -> None:
         """As OnlineStore.close: nothing is held."""

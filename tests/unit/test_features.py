@@ -8,7 +8,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from online_store.record import layouts, read
+from online_store.reading import read
+from online_store.record import layouts
 from schemas.aggregates import COUNTERS, Tiles
 from schemas.features import (
     FEATURES,

@@ -6,7 +6,9 @@ import msgspec
 import pytest
 
 from online_store.memory import MemoryStore
-from ranker.rank import Answer, Ranker, check_request, longest_ctr
+from ranker.batch import longest_ctr_at
+from ranker.rank import Answer, Ranker, check_request
+from schemas.aggregates import ITEM
 from schemas.errors import BundleError, DecodeError
 from schemas.features import REGISTRY, Registry
 from schemas.records import CANDIDATES_COUNT_MAX, Degraded, Reason
@@ -167,7 +169,7 @@ async def test_answers_remembered_are_bounded(ranker: Ranker, store: Failing, mo
         await answer(ranker, request_id=f"r{number}")
     store.read_fault = store.keep_fault = away
 
-    assert [(await ask(ranker, request_id=f"r{number}")).degraded for number in (2, 1, 0)] == ["NONE", "NONE", "POPULARITY"]
+    assert [(await ask(ranker, request_id=f"r{number}")).degraded for number in (2, 1, 0)] == ["NONE", "NONE", "STALE"]
 
 
 def test_a_bundle_of_another_registry_is_refused(model: Model) -> None:
@@ -179,9 +181,9 @@ def test_a_bundle_of_another_registry_is_refused(model: Model) -> None:
 
 def test_popularity_is_the_ctr_of_the_longest_window() -> None:
     """Of all item CTRs, that over 30 days; a registry without one teaches nothing."""
-    found = longest_ctr(REGISTRY)
+    at = longest_ctr_at(REGISTRY)
 
-    assert (found.name if found else None, longest_ctr(Registry(()))) == ("ctr_global_30d", None)
+    assert (REGISTRY.ranking[REGISTRY.places[ITEM][at or 0]].name, longest_ctr_at(Registry(()))) == ("ctr_global_30d", None)
 
 
 @pytest.mark.parametrize(

@@ -74,9 +74,18 @@ async def test_popularity_follows_what_was_read(ranker: Ranker, store: Failing) 
     """Reads that succeed teach the fallback: of i0 and i2, the one that was clicked leads though the snapshot has neither."""
     await ask(ranker, "i0", "i2", request_id="before")
     store.read_fault = away
-    given = await ask(ranker, "i0", "i2")
+    given = await ask(ranker, "i0", "i2", "x", "y", "z")
 
-    assert (given.degraded, ids(given)) == (Degraded.POPULARITY, ["i2", "i0"])
+    assert (given.degraded, ids(given)[0]) == (Degraded.POPULARITY, "i2")
+
+
+async def test_without_the_store_what_was_read_lately_is_scored(ranker: Ranker, store: Failing) -> None:
+    """The model goes on by the near cache: the order and the scores are those of a moment before, without the user's features."""
+    before = await ask(ranker, request_id="before", user_id="nobody")
+    store.read_fault = away
+    given = await ask(ranker)
+
+    assert (given.degraded, ids(given)) == (Degraded.STALE, ids(before))
 
 
 @pytest.mark.parametrize(("read_fault", "keep_fault"), [(hang, hang), (hang, None), (None, hang)])
@@ -94,7 +103,7 @@ async def test_a_store_that_hangs_costs_no_more_than_the_deadline(
 async def test_a_request_that_waited_past_its_deadline_is_not_read_for(ranker: Ranker, store: Failing) -> None:
     """In a backlog the fallback answers at once, and the answer is kept all the same."""
     late = await ranker.answer(request(deadline_ms=None), time.perf_counter() - DEADLINE_MS / 1_000)
-    kept = await store.keep_answer(b"answer::r1", b"", 1_000)
+    [kept] = await store.keep_answers([(b"answer::r1", b"")], 1_000)
 
     assert (response(late.response).degraded, late.response == kept) == (Degraded.POPULARITY, True)
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from online_store.record import RECORD_VERSION, ROW, TTL_FACTOR, TTL_JITTER, Layout, hash_of, layouts, merge, pack_field, read
+from online_store.reading import read
+from online_store.record import RECORD_VERSION, ROW, TTL_FACTOR, TTL_JITTER, Layout, hash_of, layouts, merge, pack_field
 from schemas.aggregates import COUNTERS, Tiles
 from schemas.errors import StoreError
 from schemas.features import REGISTRY, SET_HASHES_MAX, Registry, Static, category, number

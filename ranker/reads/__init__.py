@@ -1,0 +1,1 @@
+"""What ranking reads: the near cache before the store, and when the store is left alone."""

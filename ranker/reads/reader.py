@@ -1,0 +1,174 @@
+"""What a batch of requests must know, in one read of the store: its users, and those items that were not read just now.
+
+Requests that arrive together share a read, and an item that several want is read once. Reads follow one another: what one brought is near
+when the next begins, so that nothing is being read twice.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from online_store.keys import Entity, Generation, record_key
+from online_store.reading import read
+from online_store.record import layouts
+from online_store.store import OnlineStore
+from ranker.reads.breaker import Breaker
+from ranker.reads.near import NEAR_MS, STALE_MS_MAX, Columns, Near
+from schemas.aggregates import CLICKS, IMPRESSIONS, ITEM, USER, Tiles
+from schemas.errors import StoreAwayError
+from schemas.features import Registry
+from schemas.records import RankRequest
+
+#: What a batch's read may take (milliseconds) before its requests fall back. More eats up what scoring and the way back need.
+STORE_MS_MAX = 25
+#: A read that lost its connection is tried once more, after up to this (milliseconds): a restart closed it, and the next may hold.
+RETRY_MS_MAX = 3
+
+Ints = NDArray[np.int64]
+#: (tenant, item_id, which stretch of NEAR_MS its moment lies in).
+Wanted = tuple[str, str, int]
+
+
+class Asked(NamedTuple):
+    """Who a request ranks. item_ids: the candidates, each once."""
+
+    request: RankRequest
+    item_ids: list[str]
+
+
+class Read(NamedTuple):
+    """What n candidates of r requests say, request by request.
+
+    items: of the candidates; starts: int64 [r + 1], where each request's begin. users: float32 [r, user features]. stale_ms: float64 [r],
+    how old the oldest of a request's entries was that came from the near cache. new_ids: items that were read for this; new: what they say.
+    """
+
+    items: Columns
+    starts: Ints
+    users: NDArray[np.float32]
+    stale_ms: NDArray[np.float64]
+    new_ids: list[str]
+    new: Columns
+
+
+class Reader:
+    """Reads for rankers of one store and one registry."""
+
+    def __init__(self, store: OnlineStore, registry: Registry) -> None:
+        """Nothing is read before the first call."""
+        self._store = store
+        self._registry = registry
+        self._layouts = layouts(registry)
+        self._near = Near()
+        self._breaker = Breaker()
+        self._unknown = self.columns(read(self._layouts[ITEM], [None], 0), np.zeros(1, np.int64))
+        self._nobody = registry.columns(USER, read(self._layouts[USER], [None], 0), 0)[0]
+
+    def columns(self, tiles: Tiles, as_of_ms: Ints) -> Columns:
+        """Items as they are scored and ordered."""
+        facts = {**tiles.statics, "removed": tiles.removed}
+        if tiles.counts.shape[1]:
+            facts |= {"impressions": tiles.counts[:, -1, IMPRESSIONS], "clicks": tiles.counts[:, -1, CLICKS]}
+        return Columns(self._registry.columns(ITEM, tiles, as_of_ms), facts)
+
+    def forget(self) -> None:
+        """Another generation is current."""
+        self._near.clear()
+
+    async def read(self, generation: Generation, batch: Sequence[Asked]) -> Read:
+        """Read for a batch. Raises TimeoutError past STORE_MS_MAX, StoreError where the store does not answer or is left alone."""
+        now_s = time.monotonic()
+        if not self._breaker.allows(now_s):
+            raise StoreAwayError(f"the store failed {self._breaker.failures} times in a row and is left alone for a while")
+        try:
+            async with asyncio.timeout(STORE_MS_MAX / 1000):
+                found = await self._read(generation, batch, now_s * 1000)
+        except (TimeoutError, StoreAwayError):
+            self._breaker.failed(time.monotonic())
+            raise
+        except BaseException:
+            self._breaker.probing = False
+            raise
+        self._breaker.succeeded()
+        return found
+
+    def stale(self, asked: Asked) -> Read | None:
+        """What is known of a request's candidates without the store; None where it is of less than half of them."""
+        places, ages = self._standing([asked], time.monotonic() * 1000)
+        known = ages <= STALE_MS_MAX
+        if 2 * known.sum() < len(places):
+            return None
+        items = self._unknown.take(np.zeros(len(places), np.int64))
+        _put(items, known, self._near.take(places[known]))
+        starts = np.array([0, len(places)], np.int64)
+        return Read(items, starts, self._nobody[None, :], ages[known].max(keepdims=True), [], self._unknown.take(starts[:0]))
+
+    async def _read(self, generation: Generation, batch: Sequence[Asked], now_ms: float) -> Read:
+        places, ages = self._standing(batch, now_ms)
+        starts = np.cumsum([0, *(len(asked.item_ids) for asked in batch)])
+        near = ages <= NEAR_MS
+        items = self._unknown.take(np.zeros(len(places), np.int64))
+        if near.any():
+            _put(items, near, self._near.take(places[near]))
+        missing = np.flatnonzero(~near)
+        wanted = _wanted(batch, starts, missing)
+        firsts: dict[Wanted, int] = {}
+        for want, ts_ms in wanted:
+            firsts.setdefault(want, ts_ms)
+        users, found = await self._fetch(generation, batch, firsts, now_ms)
+        if wanted:
+            place_of = {want: place for place, want in enumerate(firsts)}
+            _put(items, missing, found.take(np.array([place_of[want] for want, _ in wanted], np.int64)))
+        stale_ms = np.maximum.reduceat(np.where(near, ages, 0.0), starts[:-1])
+        return Read(items, starts, users, stale_ms, [item_id for _, item_id, _ in firsts], found)
+
+    def _standing(self, batch: Sequence[Asked], now_ms: float) -> tuple[Ints, NDArray[np.float64]]:
+        """Where all candidates stand in the near cache, and how old they are there."""
+        places = np.concatenate([self._near.find(asked.request.tenant, asked.item_ids) for asked in batch])
+        moments = np.repeat([asked.request.ts_ms for asked in batch], [len(asked.item_ids) for asked in batch])
+        return places, self._near.ages(places, now_ms, moments)
+
+    async def _fetch(
+        self, generation: Generation, batch: Sequence[Asked], wanted: Mapping[Wanted, int], now_ms: float
+    ) -> tuple[NDArray[np.float32], Columns]:
+        """The users' features, and what is wanted as of the first moment that it is wanted for, which is near from now on."""
+        users = [Entity(asked.request.tenant, USER, asked.request.user_id) for asked in batch]
+        items = [Entity(tenant, ITEM, item_id) for tenant, item_id, _ in wanted]
+        raws = await self._values([record_key(generation, entity) for entity in (*users, *items)])
+        moments = np.array([asked.request.ts_ms for asked in batch], np.int64)
+        of_users = self._registry.columns(USER, read(self._layouts[USER], raws[: len(users)], moments), moments)
+        moments = np.array(list(wanted.values()), np.int64)
+        found = self.columns(read(self._layouts[ITEM], raws[len(users) :], moments), moments)
+        self._near.put([(tenant, item_id) for tenant, item_id, _ in wanted], found, now_ms, moments)
+        return of_users, found
+
+    async def _values(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """What stands under keys; asked once more where the connection was lost at once."""
+        try:
+            return await self._store.read(keys)
+        except StoreAwayError:
+            await asyncio.sleep(random.uniform(0, RETRY_MS_MAX) / 1000)  # noqa: S311  # spreads load, keeps no secret
+            return await self._store.read(keys)
+
+
+def _wanted(batch: Sequence[Asked], starts: Ints, missing: Ints) -> list[tuple[Wanted, int]]:
+    """What to read for each candidate that is not near, and as of when. missing: int64 [m], ascending."""
+    found: list[tuple[Wanted, int]] = []
+    ends = np.searchsorted(missing, starts).tolist()
+    for number, asked in enumerate(batch):
+        tenant, ts_ms, first = asked.request.tenant, asked.request.ts_ms, int(starts[number])
+        places = missing[ends[number] : ends[number + 1]].tolist()
+        found += [((tenant, asked.item_ids[place - first], ts_ms // NEAR_MS), ts_ms) for place in places]
+    return found
+
+
+def _put(items: Columns, where: NDArray[np.bool_] | Ints, found: Columns) -> None:
+    """Write what was found over some items."""
+    items.vectors[where] = found.vectors
+    for name, column in found.facts.items():
+        items.facts[name][where] = column

@@ -1,0 +1,44 @@
+"""When the store is left alone, and when it is asked again."""
+
+from ranker.reads.breaker import FAILURES_MAX, PAUSE_S_MAX, Breaker
+
+
+def failing(times: int) -> Breaker:
+    """After so many failures in a row, at 0 s."""
+    breaker = Breaker()
+    for _ in range(times):
+        breaker.failed(0.0)
+    return breaker
+
+
+def test_one_failure_is_a_hiccup() -> None:
+    """The next batch asks all the same."""
+    assert failing(FAILURES_MAX - 1).allows(0.0)
+
+
+def test_after_failures_in_a_row_the_store_is_left_alone() -> None:
+    """At once, for everybody."""
+    assert not failing(FAILURES_MAX).allows(0.0)
+
+
+def test_after_the_pause_one_asks() -> None:
+    """And no other one until it is back."""
+    breaker = failing(FAILURES_MAX)
+
+    assert [breaker.allows(PAUSE_S_MAX), breaker.allows(PAUSE_S_MAX)] == [True, False]
+
+
+def test_an_answer_opens_the_way() -> None:
+    """For everybody, and the count begins anew."""
+    breaker = failing(FAILURES_MAX)
+    breaker.allows(PAUSE_S_MAX)
+    breaker.succeeded()
+
+    assert [breaker.allows(PAUSE_S_MAX), breaker.failures] == [True, 0]
+
+
+def test_pauses_grow_to_a_bound() -> None:
+    """However long the store is away, it is asked again within the bound."""
+    breaker = failing(50)
+
+    assert (breaker.allows(0.4 * PAUSE_S_MAX), breaker.allows(PAUSE_S_MAX)) == (False, True)

@@ -1,0 +1,143 @@
+"""Requests that come together are ranked together, and none of them at the cost of another."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import pytest
+
+from online_store.keys import Entity, record_key
+from ranker.rank import Answer, Ranker
+from ranker.reads.breaker import FAILURES_MAX
+from ranker.reads.near import NEAR_MS
+from schemas.records import Degraded
+from tests.rankers import GENERATION, Failing, Model, ask, away, fill, on, request, response, trained
+from tests.worlds import NOW_MS
+
+ITEM_KEY = b"item:"
+#: Candidates, and what else a request says.
+Wish = tuple[tuple[str, ...], dict[str, object]]
+
+
+class Watched(Failing):
+    """A store that notes the keys of each read, and takes some for no record of ours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads: list[list[bytes]] = []
+        self.spoilt: bytes | None = None
+
+    async def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """As MemoryStore.read."""
+        self.reads.append(list(keys))
+        return [b"spoilt" if key == self.spoilt else found for key, found in zip(keys, await super().read(keys), strict=True)]
+
+    @property
+    def items_read(self) -> list[bytes]:
+        """The items' keys of all reads."""
+        return [key for keys in self.reads for key in keys if key.startswith(ITEM_KEY)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A small model over the default registry's features."""
+    return trained(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+async def store() -> Watched:
+    """A store with a past."""
+    found = Watched()
+    await fill(found)
+    return found
+
+
+@pytest.fixture
+async def ranker(store: Watched, model: Model) -> Ranker:
+    """A ranker on that store, which knows its generation."""
+    return await on(store, model)
+
+
+async def all_of(ranker: Ranker, *requests: Wish) -> list[Answer]:
+    """The answers of requests that come at once."""
+    now_s = time.perf_counter()
+    calls = [ranker.answer(request(*items, **{"request_id": f"r{number}", **rest}), now_s) for number, (items, rest) in enumerate(requests)]
+    return await asyncio.gather(*calls)
+
+
+async def test_requests_that_come_at_once_share_a_read(ranker: Ranker, store: Watched) -> None:
+    """And what several of them want is read once."""
+    wishes: list[Wish] = [(("i1", "i2"), {"user_id": f"u{number}"}) for number in range(20)]
+    await all_of(ranker, *wishes)
+
+    assert (len(store.reads), len(store.items_read)) == (1, 2)
+
+
+async def test_each_request_gets_its_own_slate(ranker: Ranker) -> None:
+    """What a batch answers is what each request would be answered alone."""
+    asked: list[Wish] = [(("i1", "i2", "i3"), {"user_id": "u1"}), (("i3",), {}), (("i5", "i4", "i1"), {"user_id": "u2", "k": 2})]
+    together = [response(answer.response).ranked_items for answer in await all_of(ranker, *asked)]
+    alone = [(await ask(ranker, *items, **rest, request_id=f"a{number}")).ranked_items for number, (items, rest) in enumerate(asked)]
+
+    assert together == alone
+
+
+async def test_what_was_read_just_now_is_not_read_again(ranker: Ranker, store: Watched) -> None:
+    """Of the second request only the user and the item that is new."""
+    await ask(ranker, "i1", "i2", request_id="before")
+    await ask(ranker, "i1", "i2", "i3")
+
+    assert [len(keys) for keys in store.reads] == [3, 2]
+
+
+async def test_what_is_asked_as_of_another_moment_is_read_again(ranker: Ranker, store: Watched) -> None:
+    """Windows move on with the request's own time, whatever the clock says."""
+    await ask(ranker, "i1", request_id="before")
+    await ask(ranker, "i1", ts_ms=NOW_MS + 60_000 + NEAR_MS + 1)
+
+    assert len(store.items_read) == 2
+
+
+async def test_a_spoilt_record_costs_those_alone_that_ask_for_it(ranker: Ranker, store: Watched) -> None:
+    """The others of its batch are answered in full."""
+    store.spoilt = record_key(GENERATION, Entity("", "item", "i2"))
+    answers = await all_of(ranker, (("i1",), {}), (("i1", "i2", "i3"), {}), (("i3",), {}))
+
+    assert [response(answer.response).degraded for answer in answers] == [Degraded.NONE, Degraded.POPULARITY, Degraded.NONE]
+
+
+async def test_a_caller_who_is_gone_is_not_read_for(ranker: Ranker, store: Watched) -> None:
+    """One who cancels before the read leaves nothing behind."""
+    call = asyncio.create_task(ranker.answer(request("i1"), time.perf_counter()))
+    await asyncio.sleep(0)
+    call.cancel()
+    await asyncio.wait([call])
+    given = await ask(ranker, "i3", request_id="after")
+
+    assert (len(store.items_read), given.degraded) == (1, Degraded.NONE)
+
+
+async def test_a_caller_who_is_gone_costs_another_one_nothing(ranker: Ranker) -> None:
+    """Of two who wait for one answer, the one who stays gets it."""
+    calls = [asyncio.create_task(ranker.answer(request("i1"), time.perf_counter())) for _ in range(2)]
+    await asyncio.sleep(0)
+    calls[0].cancel()
+
+    assert response((await calls[1]).response).degraded == Degraded.NONE
+
+
+async def test_a_full_queue_sheds_to_the_fallback(ranker: Ranker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not to an error, and not those who wait already."""
+    monkeypatch.setattr("ranker.rank.WAITING_COUNT_MAX", 2)
+    answers = await all_of(ranker, *[(("i1",), {})] * 4)
+
+    assert [response(answer.response).degraded for answer in answers] == ["NONE", "NONE", "POPULARITY", "POPULARITY"]
+
+
+async def test_a_store_that_fails_is_left_alone(ranker: Ranker, store: Watched) -> None:
+    """After failures in a row nobody waits for it; each of them was one try and one more."""
+    store.read_fault = away
+    for number in range(FAILURES_MAX + 3):
+        await ask(ranker, request_id=f"r{number}")
+
+    assert len(store.reads) == 2 * FAILURES_MAX
