@@ -27,7 +27,10 @@ def run(stack: Stack, sent: tuple[Feed, str], name: str, cores: set[int], varian
         topics = [prefix + topic.name for topic in (IMPRESSIONS, CLICKS)]
         task = {"bootstrap": stack.kafka_bootstrap, "topics": topics, "events": len(feed), "variant": variant, "folder": folder}
         command = [python, "-m", f"benchmarks.peers.{name}", json.dumps(task)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_S, check=False)  # noqa: S603  # our own command
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_S, check=False)  # noqa: S603  # our own command
+        except subprocess.TimeoutExpired as error:
+            raise MillstreamError(f"peer {name} {variant} was not done after {RUN_S} s. Try it alone: --only peers.") from error
     if done.returncode or not done.stdout:
         raise MillstreamError(f"peer {name} ended with {done.returncode}: {done.stderr[-2_000:]}. `make .venv-peers/ready` installs peers.")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

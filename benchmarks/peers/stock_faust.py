@@ -5,6 +5,7 @@ table of hopping windows (an hour, every ten seconds) in memory, with the change
 """
 
 import asyncio
+import os
 from collections import defaultdict
 from typing import Any
 
@@ -45,7 +46,8 @@ class Table:
 async def run(task: Task) -> None:
     """Take all events."""
     app = faust.App(
-        task.topics[0],
+        # A group of its own: Faust commits when it stops, and the next run would find nothing to read.
+        f"{task.topics[0]}-{os.getpid()}",
         broker=f"kafka://{task.bootstrap}",
         store="memory://",
         datadir=task.folder,
