@@ -111,16 +111,26 @@ class RankWorker:
             await asyncio.to_thread(self._close)
 
     async def _answer_until(self, stop: asyncio.Event) -> None:
+        """Poll, hand on, and wait for what was handed on before: with one batch under way the store would be waited for idly."""
         committed_s = 0.0
-        while not stop.is_set():
-            records = await asyncio.to_thread(self._poll)
-            received_s = time.perf_counter()
-            # Side by side: while the store hangs, each waits for its own deadline, not for those of the requests before it.
-            await asyncio.gather(*(self._handle(record, received_s) for record in records))
-            self._due |= {(record.topic, record.partition): record.offset + 1 for record in records}
-            if received_s - committed_s > COMMIT_S:
-                await asyncio.to_thread(self._tick)
-                committed_s = received_s
+        before = asyncio.create_task(self._answer([], 0.0))
+        try:
+            while not stop.is_set():
+                records = await asyncio.to_thread(self._poll)
+                received_s = time.perf_counter()
+                last, before = before, asyncio.create_task(self._answer(records, received_s))
+                self._due |= await last
+                if received_s - committed_s > COMMIT_S:
+                    await asyncio.to_thread(self._tick)
+                    committed_s = received_s
+            self._due |= await before
+        finally:
+            before.cancel()
+
+    async def _answer(self, records: Sequence[StoredRecord], received_s: float) -> dict[tuple[str, int], int]:
+        """Answer requests side by side: while the store hangs, each waits for its own deadline. Returns what may be committed then."""
+        await asyncio.gather(*(self._handle(record, received_s) for record in records))
+        return {(record.topic, record.partition): record.offset + 1 for record in records}
 
     async def _look(self) -> None:
         """Keep up with the generation beside the answers: a store that hangs must not hold one up."""
