@@ -291,7 +291,7 @@ def test_a_store_that_is_away_or_hangs_costs_the_full_answer_only(world: World) 
     found = [{response(record).degraded for record in records} for records in (before, hung, gone, after)]
     slates = [{item.item_id for item in response(record).ranked_items} for record in after]
 
-    assert (found, slates) == ([{"NONE"}, {"POPULARITY"}, {"POPULARITY"}, {"NONE"}], [{f"n{number}", ITEMS[number]} for number in range(5)])
+    assert (found, slates) == ([{"NONE"}, {"STALE"}, {"STALE"}, {"NONE"}], [{f"n{number}", ITEMS[number]} for number in range(5)])
     assert max(response(record).latency_ms for record in (*hung, *gone)) < DEADLINE_MS
 
 
