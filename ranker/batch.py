@@ -44,7 +44,7 @@ class Pipeline:
             raise BundleError(message)
         self._registry = registry
         self._reader = Reader(store, registry)
-        self._scorer = Scorer(bundle)
+        self._scorer = Scorer(bundle, np.array([feature.kind != ITEM for feature in registry.ranking]))
         self._popularity = Popularity(bundle.popularity)
         self._ctr_at = longest_ctr_at(registry)
 
@@ -67,7 +67,7 @@ class Pipeline:
         with metrics.STAGES.labels("vector").time():
             matrix = self._matrix(batch, known)
         with metrics.STAGES.labels("score").time():
-            scores = self._scorer.score(matrix)
+            scores = self._scorer.score(matrix, known.starts)
         with metrics.STAGES.labels("slate").time():
             return [self._slate(asked, number, known, matrix, scores, degraded) for number, asked in enumerate(batch)]
 

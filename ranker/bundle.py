@@ -86,12 +86,14 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A proven model: its session has scored the sample as the trainer did. popularity: item_id -> score."""
+    """A proven model: its session has scored the sample as the trainer did. popularity: item_id -> score; model: the ONNX file."""
 
     folder: Path
     manifest: Manifest
     session: onnxruntime.InferenceSession
     popularity: Mapping[str, float]
+    model: bytes
+    sample: Sample
 
 
 def save(  # noqa: PLR0913 - one keyword for each thing a bundle holds
@@ -132,7 +134,7 @@ def save(  # noqa: PLR0913 - one keyword for each thing a bundle holds
         sha256={name: _sha256(content) for name, content in files.items()},
         versions={**fitted.versions(), "onnxruntime": onnxruntime.__version__},
     )
-    bundle = _proven(Bundle(folder, manifest, open_session(files[MODEL], folder), top), sample)
+    bundle = _proven(Bundle(folder, manifest, open_session(files[MODEL], folder), top, files[MODEL], sample))
     _write(folder, {**files, MANIFEST: msgspec.json.format(msgspec.json.encode(manifest), indent=1)})
     return bundle
 
@@ -150,8 +152,8 @@ def load(folder: Path, *, feature_version: str | None = None) -> Bundle:
             "Train a new bundle with `millstream train`, or serve with the registry it was made for."
         )
     model, sample, popularity = (_read_unchanged(folder, name, manifest) for name in (MODEL, SAMPLE, POPULARITY))
-    bundle = Bundle(folder, manifest, open_session(model, folder), _decode(folder, POPULARITY, popularity, dict[str, float]))
-    return _proven(bundle, _sample(folder, sample))
+    top = _decode(folder, POPULARITY, popularity, dict[str, float])
+    return _proven(Bundle(folder, manifest, open_session(model, folder), top, model, _sample(folder, sample)))
 
 
 def latest(models_dir: Path) -> Path:
@@ -182,10 +184,11 @@ def histogram(values: NDArray[np.float32]) -> Histogram:
     return Histogram(tuple(edges.tolist()), tuple(shares.tolist()), 1 - len(present) / len(values))
 
 
-def _proven(bundle: Bundle, sample: Sample) -> Bundle:
+def _proven(bundle: Bundle) -> Bundle:
     """Return the bundle if its session scores the sample as the trainer did."""
+    sample = bundle.sample
     try:
-        found = Scorer(bundle).score(sample.features)
+        found = Scorer(bundle).by_runtime(sample.features)
         wrong = np.flatnonzero(~np.isclose(found, sample.scores, rtol=SCORE_TOLERANCE, atol=SCORE_TOLERANCE))
     except (ValueError, *SESSION_ERRORS) as error:
         raise BundleError(f"{bundle.folder}: the model cannot score its sample ({error}). Train a new one.") from error

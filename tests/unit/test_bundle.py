@@ -74,12 +74,12 @@ def test_a_loaded_bundle_scores_bit_equal_to_the_saved_one(tmp_path: Path, fitte
     before = save(tmp_path / "v1", fitted)
     after = bundle.load(tmp_path / "v1", feature_version="registry-1")
 
-    np.testing.assert_array_equal(Scorer(after).score(VALIDATION.features), Scorer(before).score(VALIDATION.features))
+    np.testing.assert_array_equal(Scorer(after).by_runtime(VALIDATION.features), Scorer(before).by_runtime(VALIDATION.features))
 
 
 def test_a_bundle_scores_as_its_trainer(saved: Path, fitted: Fitted) -> None:
     """ONNX Runtime and XGBoost agree on rows that are not in the sample."""
-    scores = Scorer(bundle.load(saved)).score(VALIDATION.features)
+    scores = Scorer(bundle.load(saved)).by_runtime(VALIDATION.features)
 
     np.testing.assert_allclose(scores, fitted.predict(VALIDATION.features), rtol=1e-6)
 
@@ -90,7 +90,7 @@ def test_a_ranking_model_scores_as_its_trainer(tmp_path: Path, objective: str) -
     ranker = fit(TRAIN, validation=VALIDATION, settings=replace(SETTINGS, objective=objective))
     save(tmp_path / "v1", ranker)
 
-    scores = Scorer(bundle.load(tmp_path / "v1")).score(VALIDATION.features)
+    scores = Scorer(bundle.load(tmp_path / "v1")).by_runtime(VALIDATION.features)
 
     np.testing.assert_array_equal(scores, ranker.predict(VALIDATION.features))
 
@@ -241,12 +241,12 @@ def test_a_folder_without_bundles_says_how_to_make_one(tmp_path: Path) -> None:
 def test_a_wrong_number_of_columns_is_refused(saved: Path) -> None:
     """The scorer names the shape it got and the one it takes."""
     with pytest.raises(BundleError, match=r"shape \(2, 4\), the model takes \[n, 3\]"):
-        Scorer(bundle.load(saved)).score(np.zeros((2, 4), np.float32))
+        Scorer(bundle.load(saved)).by_runtime(np.zeros((2, 4), np.float32))
 
 
 def test_no_rows_have_no_scores(saved: Path) -> None:
     """A request whose candidates were all filtered out is not an error."""
-    assert Scorer(bundle.load(saved)).score(np.zeros((0, 3), np.float32)).shape == (0,)
+    assert Scorer(bundle.load(saved)).by_runtime(np.zeros((0, 3), np.float32)).shape == (0,)
 
 
 def test_a_histogram_counts_every_row_once() -> None:
