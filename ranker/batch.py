@@ -15,7 +15,7 @@ from ranker import metrics
 from ranker.bundle import Bundle
 from ranker.encode import Items
 from ranker.popularity import Popularity
-from ranker.reads.reader import Asked, Read, Reader
+from ranker.reads.reader import FOLDED, Asked, Read, Reader
 from ranker.score import Scorer
 from schemas.aggregates import ITEM, USER
 from schemas.errors import BundleError, GenerationError, StoreAwayError, StoreError
@@ -43,8 +43,8 @@ class Pipeline:
             )
             raise BundleError(message)
         self._registry = registry
-        self._reader = Reader(store, registry)
-        self._scorer = Scorer(bundle, np.array([feature.kind != ITEM for feature in registry.ranking]))
+        self._scorer = Scorer(bundle, registry.places[ITEM])
+        self._reader = Reader(store, registry, self._scorer.fold)
         self._popularity = Popularity(bundle.popularity)
         self._ctr_at = longest_ctr_at(registry)
 
@@ -67,7 +67,7 @@ class Pipeline:
         with metrics.STAGES.labels("vector").time():
             matrix = self._matrix(batch, known)
         with metrics.STAGES.labels("score").time():
-            scores = self._scorer.score(matrix, known.starts)
+            scores = self._scorer.score(matrix, known.starts, known.items.facts.get(FOLDED))
         with metrics.STAGES.labels("slate").time():
             return [self._slate(asked, number, known, matrix, scores, degraded) for number, asked in enumerate(batch)]
 

@@ -5,6 +5,7 @@ request's 200 rows take a tenth of a millisecond, so threads inside would only c
 """
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,37 +35,46 @@ SESSION_ERRORS = (
 #: Scores by bit vectors may differ from ONNX Runtime's by this much: room for another exp(), not for another leaf.
 TOLERANCE = 1e-6
 
+Floats = NDArray[np.float32]
+
 log = logging.getLogger("millstream.serve")
 
 
 class Scorer:
     """Scores matrices with a bundle's model."""
 
-    def __init__(self, bundle: "Bundle", is_shared: NDArray[np.bool_] | None = None) -> None:
-        """Use the bundle's session; no second one is opened. is_shared: bool [F], the columns that are equal in all rows of a request."""
+    def __init__(self, bundle: "Bundle", own: Sequence[int] = ()) -> None:
+        """Use the bundle's session; no second one is opened. own: columns in which rows of a request differ; none: nothing is folded."""
         self._folder = bundle.folder
         self._session = bundle.session
         self._columns = len(bundle.manifest.feature_names)
-        self._is_shared = np.zeros(self._columns, np.bool_) if is_shared is None else is_shared
-        self._ensemble = None if is_shared is None else self._proven(bundle)
+        self._own = np.array(own, np.int64)
+        self._shared = np.setdiff1d(np.arange(self._columns), self._own)
+        self._ensemble = self._proven(bundle) if own else None
 
-    def score(self, matrix: NDArray[np.float32], starts: NDArray[np.int64]) -> NDArray[np.float32]:
+    def fold(self, columns: Floats) -> kernel.Words | None:
+        """What rows' own columns, float32 [n, own], say of the score, as `score` takes it: uint64 [n, T]; None if ONNX Runtime scores."""
+        return None if self._ensemble is None else kernel.fold(self._ensemble, columns, self._own)
+
+    def score(self, matrix: Floats, starts: NDArray[np.int64], folded: kernel.Words | None) -> Floats:
         """Return the scores, float32 [n], of a matrix float32 [n, F]; n may be 0, NaN is missing.
 
-        starts: int64 [r + 1], where each request's rows begin. Raises BundleError when F is not the model's number of columns.
+        starts: int64 [r + 1], where each request's rows begin, one at least. folded: uint64 [n, T], what `fold` says of the rows. Raises
+        BundleError when F is not the model's number of columns.
         """
-        if self._ensemble is None:
+        if self._ensemble is None or folded is None:
             return self.by_runtime(matrix)
         self._check(matrix)
-        return kernel.score(self._ensemble, matrix, starts, self._is_shared)
+        shared = kernel.fold(self._ensemble, matrix[np.ix_(starts[:-1], self._shared)], self._shared)
+        return kernel.score(self._ensemble, folded, shared, starts)
 
-    def by_runtime(self, matrix: NDArray[np.float32]) -> NDArray[np.float32]:
+    def by_runtime(self, matrix: Floats) -> Floats:
         """As `score`, by ONNX Runtime; a row's score does not depend on the rows beside it."""
         self._check(matrix)
-        scores: NDArray[np.float32] = self._session.run(["scores"], {"features": matrix})[0]
+        scores: Floats = self._session.run(["scores"], {"features": matrix})[0]
         return scores
 
-    def _check(self, matrix: NDArray[np.float32]) -> None:
+    def _check(self, matrix: Floats) -> None:
         if matrix.ndim != 2 or matrix.shape[1] != self._columns:
             raise BundleError(
                 f"{self._folder}: the matrix has shape {matrix.shape}, the model takes [n, {self._columns}]. Use its feature_version."
@@ -79,8 +89,8 @@ class Scorer:
         if ensemble is None:
             log.warning("%s is no ensemble of trees of 64 leaves at most: ONNX Runtime scores it", self._folder)
             return None
-        each = np.arange(len(rows) + 1)
-        wrong = np.abs(kernel.score(ensemble, rows, each, self._is_shared) - self.by_runtime(rows)) > TOLERANCE
+        own, shared = (kernel.fold(ensemble, rows[:, places], places) for places in (self._own, self._shared))
+        wrong = np.abs(kernel.score(ensemble, own, shared, np.arange(len(rows) + 1)) - self.by_runtime(rows)) > TOLERANCE
         if wrong.any():
             log.warning("%s: %d of %d sample rows score otherwise by bit vectors: not used", self._folder, wrong.sum(), len(wrong))
             return None

@@ -16,7 +16,8 @@ Ints = NDArray[np.int64]
 #: How old an entry may be that is served as if it were read now (milliseconds). Longer saves reads of the store; shorter shows a removed
 #: item, or a click, sooner.
 NEAR_MS = 500
-#: Entries (some 400 bytes each with the default registry). Fewer than the items in demand, and the store is read for each of them again.
+#: Entries (some 400 bytes each with the default registry, and 8 a tree of the model). With fewer than the items in demand the store is
+#: read for each of them again.
 NEAR_COUNT_MAX = 100_000
 #: How old an entry may be that is served while the store is away (milliseconds): older than a quarter of an hour, popularity says as much.
 STALE_MS_MAX = 900_000

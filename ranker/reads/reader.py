@@ -7,7 +7,7 @@ when the next begins, so that nothing is being read twice.
 import asyncio
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +30,8 @@ STORE_MS_MAX = 25
 RETRY_MS_MAX = 3
 
 Ints = NDArray[np.int64]
+#: The fact that is what the model made of an item's features.
+FOLDED = "folded"
 #: (tenant, item_id, which stretch of NEAR_MS its moment lies in).
 Wanted = tuple[str, str, int]
 
@@ -59,8 +61,9 @@ class Read(NamedTuple):
 class Reader:
     """Reads for rankers of one store and one registry."""
 
-    def __init__(self, store: OnlineStore, registry: Registry) -> None:
-        """Nothing is read before the first call."""
+    def __init__(self, store: OnlineStore, registry: Registry, fold: Callable[[NDArray[np.float32]], NDArray[np.uint64] | None]) -> None:
+        """Nothing is read before the first call. fold: what a model makes of items' features beforehand, None where it makes nothing."""
+        self._fold = fold
         self._store = store
         self._registry = registry
         self._layouts = layouts(registry)
@@ -74,7 +77,9 @@ class Reader:
         facts = {**tiles.statics, "removed": tiles.removed}
         if tiles.counts.shape[1]:
             facts |= {"impressions": tiles.counts[:, -1, IMPRESSIONS], "clicks": tiles.counts[:, -1, CLICKS]}
-        return Columns(self._registry.columns(ITEM, tiles, as_of_ms), facts)
+        vectors = self._registry.columns(ITEM, tiles, as_of_ms)
+        folded = self._fold(vectors)
+        return Columns(vectors, facts if folded is None else facts | {FOLDED: folded})
 
     def forget(self) -> None:
         """Another generation is current."""

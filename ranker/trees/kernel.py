@@ -1,4 +1,8 @@
-"""Scoring with an Ensemble, in one compiled loop: a request's own columns once, then item by item what differs."""
+"""Scoring with an Ensemble, in compiled loops.
+
+What an item's features leave of every tree is made when it is read, what a user's leave once a request; a score is the leaves that both
+leave, added up.
+"""
 
 import numba
 import numpy as np
@@ -11,20 +15,31 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 #: Rows whose leaves are added side by side: each sum waits for its own last addition only.
 ROWS = 8
+ALL = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 #: A sequence in which every six bits stand once, and which bit each six of them belong to.
 DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
 PLACES = np.zeros(64, np.uint8)
 PLACES[[((int(DE_BRUIJN) << place) % 2**64) >> 58 for place in range(64)]] = np.arange(64)
 
 
-def score(ensemble: Ensemble, matrix: Floats, starts: Ints, is_shared: NDArray[np.bool_]) -> Floats:
-    """Scores float32 [n] of a matrix float32 [n, F], C order; NaN is missing.
+def fold(ensemble: Ensemble, columns: Floats, features: Ints) -> Words:
+    """What some features leave of each tree, uint64 [n, T].
 
-    starts: int64 [r + 1], where each request's rows begin. is_shared: bool [F], the columns that are equal in all rows of a request.
+    columns: float32 [n, f], NaN is missing. features: int64 [f], which of the model's each of them is.
     """
-    margins = np.zeros(len(matrix), np.float32)
-    shared, own = np.flatnonzero(is_shared), np.flatnonzero(~is_shared)
-    _score(matrix, starts, shared, own, *ensemble[:8], ensemble.holds_at, margins)
+    words = np.full((len(columns), len(ensemble.leaves)), ALL)
+    _fold(columns, features, *ensemble[:7], ensemble.holds_at, words)
+    return words
+
+
+def score(ensemble: Ensemble, own: Words, shared: Words, starts: Ints) -> Floats:
+    """Scores float32 [n] of n rows of r requests.
+
+    own: uint64 [n, T], what each row's own features leave. shared: uint64 [r, T], what those leave that are equal in all rows of a request.
+    starts: int64 [r + 1], where each request's rows begin.
+    """
+    margins = np.zeros(len(own), np.float32)
+    _add_up(own, shared, starts, ensemble.leaves, margins)
     if not ensemble.is_logistic:
         return margins
     one = np.float32(1)
@@ -32,56 +47,10 @@ def score(ensemble: Ensemble, matrix: Floats, starts: Ints, is_shared: NDArray[n
         return np.asarray(one / (one + np.exp(-margins)), np.float32)
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
-def _lowest(word: np.uint64) -> np.uint8:
-    """The place of a word's lowest bit (Leiserson, Prokop, Randall: Using de Bruijn Sequences to Index a 1 in a Computer Word, 1998)."""
-    place: np.uint8 = PLACES[((word & (~word + np.uint64(1))) * DE_BRUIJN) >> np.uint64(58)]
-    return place
-
-
 @numba.njit(cache=True, nogil=True)
-def _score(  # noqa: PLR0913  # compiled functions take arrays, not objects
-    matrix: Floats,
-    starts: Ints,
-    shared: Ints,
-    own: Ints,
-    first: Ints,
-    threshold: Floats,
-    tree: NDArray[np.int32],
-    mask: Words,
-    block_first: Ints,
-    blocks: Words,
-    missing: Words,
-    leaves: Floats,
-    holds_at: bool,  # noqa: FBT001  # as above
-    margins: Floats,
-) -> None:
-    trees = leaves.shape[0]
-    common = np.empty(trees, np.uint64)
-    words = np.empty((ROWS, trees), np.uint64)
-    for request in range(len(starts) - 1):
-        if starts[request] == starts[request + 1]:
-            continue
-        common[:] = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
-        for feature in shared:
-            value = matrix[starts[request], feature]
-            _take_away(value, feature, first, threshold, tree, mask, block_first, blocks, missing, holds_at, common)
-        for begin in range(starts[request], starts[request + 1], ROWS):
-            count = min(ROWS, starts[request + 1] - begin)
-            for row in range(count):
-                words[row] = common
-                for feature in own:
-                    value = matrix[begin + row, feature]
-                    _take_away(value, feature, first, threshold, tree, mask, block_first, blocks, missing, holds_at, words[row])
-            for number in range(trees):
-                for row in range(count):
-                    margins[begin + row] += leaves[number, _lowest(words[row, number])]
-
-
-@numba.njit(cache=True, nogil=True, inline="always")
-def _take_away(  # noqa: PLR0913  # as above
-    value: np.float32,
-    feature: int,
+def _fold(  # noqa: PLR0913  # compiled functions take arrays, not objects
+    columns: Floats,
+    features: Ints,
     first: Ints,
     threshold: Floats,
     tree: NDArray[np.int32],
@@ -92,27 +61,52 @@ def _take_away(  # noqa: PLR0913  # as above
     holds_at: bool,  # noqa: FBT001  # as above
     words: Words,
 ) -> None:
-    """Take away the leaves that a feature's value excludes, in every tree."""
-    begin, end = first[feature], first[feature + 1]
-    if begin == end:
-        return
-    if np.isnan(value):
-        gone = missing[feature]
-        for number in range(len(words)):
-            words[number] &= gone[number]
-        return
-    low, high = begin, end
-    while low < high:
-        middle = (low + high) // 2
-        fails = threshold[middle] < value if holds_at else threshold[middle] <= value
-        if fails:
-            low = middle + 1
-        else:
-            high = middle
-    whole = (low - begin) // STEP
-    if whole:
-        gone = blocks[block_first[feature] + whole]
-        for number in range(len(words)):
-            words[number] &= gone[number]
-    for place in range(begin + whole * STEP, low):
-        words[tree[place]] &= mask[place]
+    for row in range(len(columns)):
+        for place in range(len(features)):
+            feature, value = features[place], columns[row, place]
+            begin, end = first[feature], first[feature + 1]
+            if begin == end:
+                continue
+            if np.isnan(value):
+                for number in range(words.shape[1]):
+                    words[row, number] &= missing[feature, number]
+                continue
+            failed = _failed(value, threshold, begin, end, holds_at)
+            whole = (failed - begin) // STEP
+            block = block_first[feature] + whole
+            for number in range(words.shape[1]):
+                words[row, number] &= blocks[block, number]
+            for node in range(begin + whole * STEP, failed):
+                words[row, tree[node]] &= mask[node]
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
+def _failed(value: np.float32, threshold: Floats, begin: int, end: int, holds_at: bool) -> int:  # noqa: FBT001  # as above
+    """Behind the last test that fails. Steps are added, not branched to: which way they go is not to be guessed."""
+    count = end - begin
+    while count > 1:
+        half = count // 2
+        at = threshold[begin + half - 1]
+        begin += half * ((at < value) | ((at == value) & (not holds_at)))
+        count -= half
+    at = threshold[begin]
+    failed: int = begin + ((at < value) | ((at == value) & (not holds_at)))
+    return failed
+
+
+@numba.njit(cache=True, nogil=True)
+def _add_up(own: Words, shared: Words, starts: Ints, leaves: Floats, margins: Floats) -> None:
+    for request in range(len(starts) - 1):
+        for begin in range(starts[request], starts[request + 1], ROWS):
+            count = min(ROWS, starts[request + 1] - begin)
+            for tree in range(leaves.shape[0]):
+                common = shared[request, tree]
+                for row in range(begin, begin + count):
+                    margins[row] += leaves[tree, _lowest(own[row, tree] & common)]
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
+def _lowest(word: np.uint64) -> np.uint8:
+    """The place of a word's lowest bit (Leiserson, Prokop, Randall: Using de Bruijn Sequences to Index a 1 in a Computer Word, 1998)."""
+    place: np.uint8 = PLACES[((word & (~word + np.uint64(1))) * DE_BRUIJN) >> np.uint64(58)]
+    return place

@@ -1,6 +1,5 @@
 """Bit vectors score as the trees do, whatever the trees are."""
 
-import itertools
 from pathlib import Path
 
 import numpy as np
@@ -51,10 +50,12 @@ def test_bit_vectors_score_as_onnx_runtime(
     ensemble = take_apart(saved, FEATURES)
     assert ensemble is not None
     starts = np.cumsum([0, *counts])
-    rows = matrix(np.random.default_rng(seed + 1), int(starts[-1]), levels)
-    for begin, end in itertools.pairwise(starts):
-        rows[begin:end, is_shared] = rows[begin : begin + 1, is_shared]
-    found = kernel.score(ensemble, rows, starts, np.array(is_shared))
+    draw = np.random.default_rng(seed + 1)
+    rows, users = matrix(draw, int(starts[-1]), levels), matrix(draw, len(counts), levels)
+    shared, own = np.flatnonzero(is_shared), np.flatnonzero(~np.array(is_shared))
+    rows[:, shared] = np.repeat(users, counts, axis=0)[:, shared]
+    words = kernel.fold(ensemble, rows[:, own], own), kernel.fold(ensemble, users[:, shared], shared)
+    found = kernel.score(ensemble, *words, starts)
     expected = open_session(saved, Path()).run(["scores"], {"features": rows})[0]
 
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
