@@ -129,7 +129,7 @@ class Worker:
         with metrics.stage("dead_letters"):
             await dead_letters.send(self.app, decoded.bad)
         with metrics.stage("apply"):
-            following = await _patiently(lambda: self.ingest.apply(decoded))
+            following = await _patiently(lambda: self.ingest.apply(decoded), lambda: self.ingest.progress(decoded.batch.source))
         _observe(decoded)
         return following
 
@@ -151,15 +151,17 @@ def _check_ends(guards: Mapping[Source, int], ends: Mapping[Source, int]) -> Non
             )
 
 
-async def _patiently(call: Callable[[], Awaitable[T]]) -> T:
-    """Call the store again while it does not answer. Raises StoreAwayError when patience ends."""
+async def _patiently(call: Callable[[], Awaitable[T]], progress: Callable[[], int] = lambda: 0) -> T:
+    """Call the store again while it does not answer. Raises StoreAwayError when patience ends; patience begins anew with all progress."""
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + STORE_PATIENCE_S
+    deadline, done = loop.time() + STORE_PATIENCE_S, progress()
     pauses = iter(STORE_PAUSES_S)
     while True:
         try:
             return await call()
         except StoreAwayError:
+            if progress() != done:
+                deadline, done = loop.time() + STORE_PATIENCE_S, progress()
             if loop.time() > deadline:
                 raise
             await asyncio.sleep(next(pauses, STORE_PAUSES_S[-1]))

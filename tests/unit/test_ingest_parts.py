@@ -1,0 +1,60 @@
+"""A batch goes to the store part by part: what the store took before it went away is taken."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from online_store.ingest import Ingest
+from online_store.keys import Generation
+from online_store.memory import MemoryStore
+from online_store.store import Step
+from schemas.errors import StoreAwayError
+from schemas.features import REGISTRY
+from schemas.topics import Source
+from tests.worlds import Log as Logs
+from tests.worlds import batch, dump, impression, replayed, stored
+
+
+class Tiring(MemoryStore):
+    """A store that notes the shards of each call, and goes away after some calls."""
+
+    def __init__(self, calls_count: int) -> None:
+        super().__init__(REGISTRY)
+        self.calls: list[list[int]] = []
+        self.left = calls_count
+
+    async def apply(self, generation: Generation, source: Source, following: int, steps: Sequence[Step]) -> list[int]:
+        """As MemoryStore.apply."""
+        if not self.left:
+            raise StoreAwayError("away")
+        self.left -= 1
+        self.calls.append([step.shard for step in steps])
+        return await super().apply(generation, source, following, steps)
+
+
+@pytest.fixture
+def log() -> Logs:
+    """A batch that touches many shards."""
+    found = Logs()
+    for number in range(50):
+        found.add(impression(f"u{number}", f"i{number}"))
+    return found
+
+
+async def test_what_the_store_took_is_not_sent_again(log: Logs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked again, only the rest is sent; together they are the batch, and every part before shows as progress."""
+    monkeypatch.setattr("online_store.ingest.KEYS_MAX", 10)
+    store = Tiring(3)
+    ingest = Ingest(store, REGISTRY)
+    source = Source("impressions", 0)
+    await ingest.positions([source])
+    decoded = ingest.decode(batch([stored(impression(f"u{number}", f"i{number}"), number) for number in range(50)]))
+    before = ingest.progress(source)
+    with pytest.raises(StoreAwayError):
+        await ingest.apply(decoded)
+    took, store.left = ingest.progress(source), 100
+    position = await ingest.apply(decoded)
+    shards = [shard for call in store.calls for shard in call]
+
+    assert (position, took - before, len(shards)) == (50, 50 * len([*store.calls[0], *store.calls[1], *store.calls[2]]), len(set(shards)))
+    assert await dump(store) == await replayed(log)
