@@ -1,18 +1,29 @@
-"""What `millstream serve` runs: a ranking worker on Kafka, until it is told to stop."""
+"""What `millstream serve` runs: a ranker behind Kafka and HTTP, until it is told to stop."""
 
 import asyncio
+import contextlib
 import logging
 import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import uvicorn
 
 from compose.settings import Settings
 from online_store.redis import RedisStore
 from ranker import bundle as bundles
+from ranker.fronts import auth
+from ranker.fronts.http import HttpFront
 from ranker.kafka import RankSettings, RankWorker
 from ranker.rank import Ranker
+from schemas.errors import SettingsError
 from streams.schema_registry import schema_ids
 
 #: Each call to the store from a ranking worker (seconds); the request's own deadline is shorter and comes first.
 STORE_TIMEOUT_S = 1.0
+#: How long requests under way may take once we are told to stop (seconds); each has a deadline far below it.
+DRAIN_S = 5
 
 
 def serve(settings: Settings) -> str:
@@ -32,8 +43,49 @@ async def _serve(settings: Settings, bundle: bundles.Bundle) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    logging.getLogger("millstream.serve").info("serve is up: model %s", bundle.manifest.model_version)
+    tokens = auth.load(settings.tokens_file) if settings.tokens_file else None
+    front = HttpFront(ranker, store, settings.features, worker.tell, tokens)
     try:
-        await worker.run(stop)
+        async with _listening(front, settings):
+            logging.getLogger("millstream.serve").info("serve is up: model %s", bundle.manifest.model_version)
+            await worker.run(stop)
     finally:
         await store.close()
+
+
+class Server(uvicorn.Server):
+    """Signals are ours: the Kafka front end stops by them, too."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave them alone."""
+        yield
+
+
+@contextlib.asynccontextmanager
+async def _listening(front: HttpFront, settings: Settings) -> AsyncIterator[None]:
+    """Answer HTTP within the block, if a port is set; at its end, what is under way is answered first. Raises SettingsError."""
+    if not settings.http_port:
+        yield
+        return
+    server = Server(http_config(front))
+    listening = asyncio.create_task(server.serve([_socket(settings.http_host, settings.http_port)]))
+    try:
+        yield
+    finally:
+        front.is_draining = True
+        server.should_exit = True
+        await listening
+
+
+def http_config(front: HttpFront) -> uvicorn.Config:
+    """How an HTTP front end is served."""
+    said: dict[str, Any] = {"http": "httptools", "lifespan": "off", "access_log": False, "log_level": "warning", "server_header": False}
+    return uvicorn.Config(front, timeout_graceful_shutdown=DRAIN_S, **said)
+
+
+def _socket(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port))
+    except OSError as error:
+        raise SettingsError(f"http_port {port} on {host} cannot be listened at: {error.strerror}. Set another one.") from error

@@ -120,6 +120,9 @@ class Settings:
     repeat_offsets: int = _setting(
         str(REPEAT_OFFSETS), "how far back in its partition an event is known again that was sent twice; 0 counts every one", _count
     )
+    http_port: int = _setting("0", "port of POST /v1/rank; 0 means none", _port)
+    http_host: str = _setting("127.0.0.1", "which address it listens at; 0.0.0.0 is all: give tokens then")
+    tokens_file: Path | None = _setting("", "who may ask over HTTP, a line `sha256hex tenant [requests_per_second]` each; everybody", _path)
     schema_registry_url: str = _setting("", "a Confluent-compatible schema registry", _url)
     reply_topics: frozenset[str] = _setting("", "topics that rank requests may name for their answers, comma separated", _names)
 

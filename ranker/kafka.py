@@ -178,6 +178,14 @@ class RankWorker:
             key = RANK_TELEMETRY.key_of(request)
             self._produce(self._topic(RANK_TELEMETRY.name), key, answer.telemetry, record.timestamp, trace)
 
+    def tell(self, request: RankRequest, telemetry: bytes) -> None:
+        """Send the telemetry of an answer that another front end gave; dropped where Kafka does not keep up, for nobody may wait for it."""
+        key = RANK_TELEMETRY.key_of(request)
+        try:
+            self._producer.produce(self._topic(RANK_TELEMETRY.name), telemetry, key, timestamp=request.ts_ms)
+        except BufferError:
+            metrics.TELEMETRY_DROPPED.inc()
+
     def _destination(self, headers: dict[str, bytes]) -> tuple[str, int]:
         """Where an answer goes: where the request asks, if that is allowed."""
         named = headers.get(REPLY_TOPIC, b"").decode(errors="replace")

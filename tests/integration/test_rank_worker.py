@@ -20,6 +20,7 @@ from confluent_kafka.cimpl import NewTopic
 from compose import topics
 from compose.local import Server
 from online_store.redis import RedisStore
+from ranker.fronts.http import as_json
 from ranker.rank import DEADLINE_MS
 from schemas import codec
 from schemas.features import REGISTRY
@@ -319,3 +320,25 @@ def test_missing_topics_are_named(world: World, tmp_path: Path) -> None:
         code = worker.exit_code()
 
     assert (code, "has no topic nowhere" in worker.log) == (2, True)
+
+
+def test_http_and_kafka_give_one_answer(world: World, tmp_path: Path) -> None:
+    """To one request_id, whichever front end is asked first; what HTTP alone was asked is told to Kafka all the same."""
+    with serving(world, tmp_path, http_port=str(port := free_port()), group_id="rank-http"):
+        both, alone = request("i1", "i2", "i3"), request("i2", "i1")
+        by_kafka = as_json(world.ask(both)[0].value or b"")
+        by_http = [over_http(port, asked) for asked in (both, alone)]
+        told = codec.decode(RANK_TELEMETRY, world.telemetry(alone).value)
+
+    assert isinstance(told, RankTelemetry)
+    ranked = [item["item_id"] for item in json.loads(by_http[1])["ranked_items"]]
+    assert (by_http[0], [item.item_id for item in told.items]) == (by_kafka, ranked)
+
+
+def over_http(port: int, asked: RankRequest) -> bytes:
+    """The body of an answer to the same request."""
+    fields = msgspec.to_builtins(asked)
+    body = json.dumps({name: fields[name] for name in ("request_id", "user_id", "candidate_item_ids", "k", "ts_ms", "deadline_ms")})
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/rank", body.encode(), timeout=30) as answer:
+        found: bytes = answer.read()
+    return found

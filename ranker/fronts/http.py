@@ -1,0 +1,199 @@
+"""The HTTP front end, a plain ASGI app: POST /v1/rank, and what operators look at.
+
+An answer is a function of the response's kept bytes, so that a request_id gets the same one on every front end. A fault of the store or of
+the model is never a 5xx to a rank request: the ranker falls back and says so in `degraded`.
+"""
+
+import math
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import parse_qs
+
+import msgspec
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from online_store.keys import Entity
+from online_store.store import OnlineStore
+from online_store.view import describe
+from ranker.fronts import openapi, problems
+from ranker.fronts.auth import ANYBODY, Caller, Tokens
+from ranker.fronts.openapi import Place, Rank, Ranked
+from ranker.fronts.problems import Problem
+from ranker.rank import Ranker, check_request
+from schemas import codec
+from schemas.errors import DecodeError, SettingsError, StoreError
+from schemas.features import Registry
+from schemas.records import CLOCK_SKEW_MS_MAX, TS_MS_MAX, RankRequest, RankResponse, Reason
+from schemas.topics import RANK_RESPONSES
+
+#: A larger body is refused (bytes): 200 candidates of the longest ids and a context take half of it.
+BODY_BYTES_MAX = 65_536
+JSON = b"application/json"
+
+Scope = Mapping[str, Any]
+Receive = Callable[[], Awaitable[Mapping[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+#: A request's answer that goes to telemetry: who asked, and the encoded RankTelemetry.
+Tell = Callable[[RankRequest, bytes], None]
+Reply = tuple[bytes, bytes]
+
+_BODY = msgspec.json.Decoder(Rank)
+
+
+class HttpFront:
+    """Answers HTTP requests with a ranker. tell: takes each answer's telemetry, and must not wait. tokens: None lets everybody in."""
+
+    def __init__(self, ranker: Ranker, store: OnlineStore, registry: Registry, tell: Tell, tokens: Tokens | None = None) -> None:
+        """Ready once the ranker knows its generation; `is_draining` says that it will stop soon."""
+        self._ranker = ranker
+        self._store = store
+        self._registry = registry
+        self._tell = tell
+        self._tokens = tokens
+        self.is_draining = False
+        self._routes: tuple[tuple[str, re.Pattern[str], Callable[..., Awaitable[Reply]]], ...] = (
+            ("POST", re.compile("/v1/rank"), self._rank),
+            ("GET", re.compile("/v1/features/(?P<kind>[^/]+)/(?P<entity_id>.+)"), self._features),
+            ("GET", re.compile("/healthz"), self._health),
+            ("GET", re.compile("/readyz"), self._ready),
+            ("GET", re.compile("/metrics"), self._metrics),
+            ("GET", re.compile(r"/openapi\.json"), self._openapi),
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, as ASGI 3 has it."""
+        assert scope["type"] == "http", scope["type"]
+        headers: list[tuple[bytes, bytes]] = []
+        try:
+            status, (kind, body) = HTTPStatus.OK, await self._answer(scope, receive)
+        except Problem as problem:
+            status, kind, body, headers = problem.status, problems.TYPE, problem.body(), problem.headers
+        headers = [*headers, (b"content-type", kind), (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": int(status), "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _answer(self, scope: Scope, receive: Receive) -> Reply:
+        path = scope["path"]
+        found = [(wanted, match, handle) for wanted, pattern, handle in self._routes if (match := pattern.fullmatch(path))]
+        if not found:
+            raise Problem(HTTPStatus.NOT_FOUND, f"there is no {path}: /openapi.json says what there is")
+        wanted, match, handle = found[0]
+        if scope["method"] != wanted:
+            raise Problem(HTTPStatus.METHOD_NOT_ALLOWED, f"{path} takes {wanted} only", headers=[(b"allow", wanted.encode())])
+        return await handle(scope, receive, **match.groupdict())
+
+    def _caller(self, scope: Scope) -> Caller:
+        """Who asks. Raises Problem for somebody who is not known, or asks too often."""
+        if self._tokens is None:
+            return ANYBODY
+        caller = self._tokens.caller(_header(scope, b"authorization"))
+        if caller is None:
+            challenge = [(b"www-authenticate", b"Bearer")]
+            raise Problem(HTTPStatus.UNAUTHORIZED, "no token that is known: send `Authorization: Bearer TOKEN`", headers=challenge)
+        wait_s = caller.limit.wait_s(time.monotonic()) if caller.limit else 0.0
+        if wait_s:
+            after = b"%d" % math.ceil(wait_s)
+            raise Problem(HTTPStatus.TOO_MANY_REQUESTS, f"ask again in {after.decode()} s", headers=[(b"retry-after", after)])
+        return caller
+
+    async def _rank(self, scope: Scope, receive: Receive) -> Reply:
+        received_s = time.perf_counter()
+        caller = self._caller(scope)
+        request = request_of(await _body(scope, receive), caller.tenant, time.time_ns() // 1_000_000)
+        answer = await self._ranker.answer(request, received_s)
+        if answer.telemetry is not None:
+            self._tell(request, answer.telemetry)
+        return JSON, as_json(answer.response)
+
+    async def _features(self, scope: Scope, _: Receive, kind: str, entity_id: str) -> Reply:
+        caller = self._caller(scope)
+        asked = parse_qs(scope["query_string"].decode("ascii", "replace"))
+        as_of = asked.get("as_of_ms", [str(time.time_ns() // 1_000_000)])[0]
+        if not re.fullmatch("[0-9]{1,13}", as_of) or not 0 < int(as_of) <= TS_MS_MAX:
+            raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"as_of_ms is {as_of!r}: milliseconds since 1970", "as_of_ms")
+        try:
+            found = await describe(self._store, self._registry, Entity(caller.tenant, kind, entity_id), int(as_of))
+        except SettingsError as error:
+            raise Problem(HTTPStatus.NOT_FOUND, str(error), "kind") from error
+        except StoreError as error:
+            raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error)) from error
+        return JSON, msgspec.json.encode(found)
+
+    async def _health(self, _: Scope, __: Receive) -> Reply:
+        return JSON, b'{"status":"alive"}'
+
+    async def _ready(self, _: Scope, __: Receive) -> Reply:
+        if self.is_draining or self._ranker.generation is None:
+            why = "it is about to stop" if self.is_draining else "no generation of the store is known yet: start `millstream ingest`"
+            raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, why)
+        return JSON, b'{"status":"ready"}'
+
+    async def _metrics(self, _: Scope, __: Receive) -> Reply:
+        return CONTENT_TYPE_LATEST.encode(), generate_latest()
+
+    async def _openapi(self, _: Scope, __: Receive) -> Reply:
+        return JSON, msgspec.json.encode(openapi.document())
+
+
+def _header(scope: Scope, name: bytes) -> str:
+    """A header's value, empty where there is none; ASGI has names in lower case."""
+    return next((value.decode("latin-1") for found, value in scope["headers"] if found == name), "")
+
+
+async def _body(scope: Scope, receive: Receive) -> bytes:
+    length = _header(scope, b"content-length")
+    body, more = b"", True
+    while more:
+        if len(body) > BODY_BYTES_MAX or (length.isdecimal() and int(length) > BODY_BYTES_MAX):
+            raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body has more than {BODY_BYTES_MAX} bytes")
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Problem(HTTPStatus.BAD_REQUEST, "the client left before its body was here")
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    return body
+
+
+def request_of(body: bytes, tenant: str, now_ms: int) -> RankRequest:
+    """A request that can be answered. now_ms: milliseconds UTC. Raises Problem with the field at fault."""
+    try:
+        said = _BODY.decode(body)
+    except UnicodeDecodeError as error:
+        raise Problem(HTTPStatus.BAD_REQUEST, f"the body is not UTF-8: {error}") from error
+    except msgspec.DecodeError as error:
+        raise problems.of_invalid(error) from error
+    request = RankRequest(
+        request_id=said.request_id or str(uuid.uuid4()),
+        user_id=said.user_id,
+        candidate_item_ids=said.candidate_item_ids,
+        k=said.k,
+        ts_ms=now_ms if said.ts_ms is None else said.ts_ms,
+        deadline_ms=said.deadline_ms,
+        context=said.context,
+        tenant=tenant,
+    )
+    try:
+        _check(request, now_ms)
+    except DecodeError as error:
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, error.detail, f"$.{error.detail.partition(' ')[0]}") from error
+    return request
+
+
+def _check(request: RankRequest, now_ms: int) -> None:
+    codec.check(request, now_ms)
+    check_request(request)
+    if now_ms - request.ts_ms > CLOCK_SKEW_MS_MAX:
+        raise DecodeError(Reason.OUT_OF_RANGE, f"ts_ms {request.ts_ms} is long before now, {now_ms}")
+
+
+def as_json(response: bytes) -> bytes:
+    """An encoded RankResponse as the HTTP answer."""
+    found = codec.decode(RANK_RESPONSES, response)
+    assert isinstance(found, RankResponse), found
+    places = [Place(item.item_id, item.score, item.reasons) for item in found.ranked_items]
+    versions = (found.model_version, found.feature_version)
+    return msgspec.json.encode(Ranked(places, *versions, found.latency_ms, found.request_id, found.degraded, found.generation))

@@ -1,0 +1,255 @@
+"""POST /v1/rank and what stands beside it, over real sockets: answers, problem documents, who is let in, and how it stops."""
+
+import asyncio
+import hashlib
+import http.client
+import json
+import socket
+from collections.abc import AsyncIterator
+from http import HTTPStatus
+from typing import Any, NamedTuple
+
+import pytest
+
+from compose.serve import Server, http_config
+from ranker.fronts.auth import Tokens, parse
+from ranker.fronts.http import BODY_BYTES_MAX, HttpFront
+from ranker.rank import Ranker
+from schemas.features import REGISTRY
+from schemas.records import CANDIDATES_COUNT_MAX, ID_BYTES_MAX, RankRequest
+from tests.rankers import Failing, Model, away, fill, hang, on, trained
+from tests.worlds import NOW_MS
+
+GOOD: dict[str, Any] = {"request_id": "r1", "user_id": "u1", "candidate_item_ids": ["i1", "i2", "i3"], "k": 2}
+TOKEN = "a-long-random-word"  # noqa: S105  # of a file that this test writes
+
+
+class Got(NamedTuple):
+    """An answer."""
+
+    status: int
+    headers: dict[str, str]
+    body: Any
+
+
+class World(NamedTuple):
+    """A front end at a port, and what stands behind it. told: whose telemetry was sent."""
+
+    port: int
+    front: HttpFront
+    server: Server
+    store: Failing
+    ranker: Ranker
+    told: list[str]
+
+    async def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Got:
+        """One request on a connection of its own."""
+        return await asyncio.to_thread(self._ask, method, path, body, headers)
+
+    def _ask(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> Got:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection.request(method, path, body, headers)
+        answer = connection.getresponse()
+        content = answer.read()
+        connection.close()
+        kind = answer.headers["content-type"]
+        return Got(
+            answer.status,
+            {name.lower(): value for name, value in answer.headers.items()},
+            json.loads(content) if "json" in kind else content,
+        )
+
+    async def rank(self, **fields: Any) -> Got:  # noqa: ANN401  # whatever a client may send
+        """POST /v1/rank of a good request with other fields; None leaves one out."""
+        said = {name: value for name, value in {**GOOD, **fields}.items() if value is not None}
+        return await self.ask("POST", "/v1/rank", json.dumps(said).encode())
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A small model over the default registry's features."""
+    return trained(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def tokens() -> Tokens | None:
+    """Everybody is let in."""
+    return None
+
+
+@pytest.fixture
+async def world(model: Model, tokens: Tokens | None) -> AsyncIterator[World]:
+    """A front end on a free port."""
+    store = Failing()
+    await fill(store)
+    ranker, told = await on(store, model), list[str]()
+
+    def tell(request: RankRequest, _: bytes) -> None:
+        told.append(request.request_id)
+
+    front = HttpFront(ranker, store, REGISTRY, tell, tokens)
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = Server(http_config(front))
+    task = asyncio.create_task(server.serve([listening]))
+    yield World(listening.getsockname()[1], front, server, store, ranker, told)
+    server.should_exit = True
+    await task
+
+
+async def test_candidates_come_back_ranked(world: World) -> None:
+    """The k best of them, with the versions that they were ranked by."""
+    got = await world.rank(deadline_ms=5_000)
+
+    assert (got.status, len(got.body["ranked_items"]), got.body["degraded"], got.body["model_version"]) == (200, 2, "NONE", "m1")
+
+
+async def test_a_repeated_request_gets_the_same_answer(world: World) -> None:
+    """Byte for byte, latency included, and is told once."""
+    first, second = await world.rank(), await world.rank(user_id="another")
+
+    assert (first.body == second.body, world.told) == (True, ["r1"])
+
+
+async def test_a_request_without_an_id_gets_one(world: World) -> None:
+    """Two of them are two requests."""
+    ids = {(await world.rank(request_id=None)).body["request_id"] for _ in range(2)}
+
+    assert len(ids) == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "at"),
+    [
+        ({"candidate_item_ids": []}, "$.candidate_item_ids"),
+        ({"candidate_item_ids": ["i"] * (CANDIDATES_COUNT_MAX + 1)}, "$.candidate_item_ids"),
+        ({"candidate_item_ids": ["i", 7]}, "$.candidate_item_ids[1]"),
+        ({"candidate_item_ids": [""]}, "$.candidate_item_ids[0]"),
+        ({"candidate_item_ids": ["é" * ID_BYTES_MAX]}, "$.candidate_item_ids"),
+        ({"k": 0}, "$.k"),
+        ({"k": "ten"}, "$.k"),
+        ({"user_id": None}, "$"),
+        ({"user_id": "u" * (ID_BYTES_MAX + 1)}, "$.user_id"),
+        ({"ts_ms": NOW_MS}, "$.ts_ms"),
+        ({"ts_ms": 9_000_000_000_000}, "$.ts_ms"),
+        ({"deadline_ms": 0}, "$.deadline_ms"),
+    ],
+)
+async def test_a_wrong_field_is_named(world: World, fields: dict[str, Any], at: str) -> None:
+    """In a problem document, not by a 5xx."""
+    got = await world.rank(**fields)
+
+    assert (got.status, got.headers["content-type"], got.body["at"]) == (422, "application/problem+json", at)
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"user_id":"\xff"}', b"null"])
+async def test_what_is_no_request_is_a_problem(world: World, body: bytes) -> None:
+    """Whatever the bytes are."""
+    got = await world.ask("POST", "/v1/rank", body)
+
+    assert (got.status in (400, 422), got.body["status"] == got.status) == (True, True)
+
+
+async def test_a_body_that_is_too_large_is_refused(world: World) -> None:
+    """By what it says of itself, before it is read."""
+    assert (await world.rank(context={"x": "y" * BODY_BYTES_MAX})).status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+
+
+async def test_unknown_fields_duplicates_and_strangers_are_ranked(world: World) -> None:
+    """More than there is to ask for, too: each candidate once."""
+    got = await world.rank(colour="red", candidate_item_ids=["x", "x", "i1"], k=9, user_id="nobody")
+
+    assert (got.status, sorted(item["item_id"] for item in got.body["ranked_items"])) == (200, ["i1", "x"])
+
+
+@pytest.mark.parametrize("fault", [away, hang])
+async def test_without_the_store_an_answer_falls_back(world: World, fault: Any) -> None:  # noqa: ANN401  # as tests.rankers has them
+    """Never a 5xx."""
+    world.store.read_fault = world.store.keep_fault = fault
+    got = await world.rank()
+
+    assert (got.status, got.body["degraded"]) == (200, "POPULARITY")
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/v1/rank", 405), ("GET", "/v2", 404), ("POST", "/healthz", 405)])
+async def test_what_is_not_there_is_a_problem(world: World, method: str, path: str, status: int) -> None:
+    """With the method that there is."""
+    got = await world.ask(method, path)
+
+    assert (got.status, got.body["status"], "allow" in got.headers) == (status, status, status == HTTPStatus.METHOD_NOT_ALLOWED)
+
+
+async def test_features_are_shown(world: World) -> None:
+    """As of a moment; an id may hold what URLs have to quote; an unknown one is zeros."""
+    known = await world.ask("GET", f"/v1/features/item/i2?as_of_ms={NOW_MS + 60_000}")
+    unknown = await world.ask("GET", "/v1/features/item/a%2Fb%25c")
+
+    assert (known.body["windows"]["24h"]["impressions"], unknown.body["id"], unknown.body["known"]) == (4, "a/b%c", False)
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/v1/features/planet/x", 404), ("/v1/features/item/x?as_of_ms=%C2%B2", 422), ("/v1/features/item/x?as_of_ms=0", 422)],
+)
+async def test_what_cannot_be_shown_is_a_problem(world: World, path: str, status: int) -> None:
+    """A kind that there is none of, a moment that is none."""
+    assert (await world.ask("GET", path)).status == status
+
+
+async def test_readiness_ends_before_answers_do(world: World) -> None:
+    """A balancer sees it while requests are still answered."""
+    before = (await world.ask("GET", "/readyz")).status
+    world.front.is_draining = True
+
+    assert (before, (await world.ask("GET", "/readyz")).status, (await world.rank()).status) == (200, 503, 200)
+
+
+async def test_a_request_under_way_is_answered_at_the_end(world: World) -> None:
+    """A server that is told to stop takes no new one, and finishes what it has."""
+    world.store.keep_fault = hang
+    asked = asyncio.create_task(world.rank(deadline_ms=1_000))
+    await asyncio.sleep(0.3)
+    world.server.should_exit = True
+
+    assert (await asked).status == HTTPStatus.OK
+
+
+async def test_the_document_says_what_there_is(world: World) -> None:
+    """Every path of it answers, and its bodies are described."""
+    found = (await world.ask("GET", "/openapi.json")).body
+
+    assert (found["openapi"], sorted(found["components"]["schemas"])) == ("3.1.0", ["Place", "Rank", "Ranked"])
+
+
+async def test_metrics_are_there(world: World) -> None:
+    """For Prometheus."""
+    await world.rank()
+
+    assert b"millstream_rank_requests_total" in (await world.ask("GET", "/metrics")).body
+
+
+class TestTokens:
+    """With a file of tokens."""
+
+    @pytest.fixture
+    def tokens(self) -> Tokens:
+        """One token, of a tenant that may ask twice a second."""
+        return parse([f"{hashlib.sha256(TOKEN.encode()).hexdigest()} acme 2"], "tokens")
+
+    async def test_strangers_are_sent_away(self, world: World) -> None:
+        """And told how to come in."""
+        got = await world.rank()
+
+        assert (got.status, got.headers["www-authenticate"]) == (401, "Bearer")
+
+    async def test_a_tenant_is_let_in_and_not_too_often(self, world: World) -> None:
+        """Its third request within a second is told when to come again."""
+        body = json.dumps({**GOOD, "request_id": None}).encode()
+        got = [await world.ask("POST", "/v1/rank", body, Authorization=f"Bearer {TOKEN}") for _ in range(3)]
+
+        assert ([one.status for one in got], got[2].headers["retry-after"]) == ([200, 200, 429], "1")
+
+    async def test_a_tenant_sees_its_own(self, world: World) -> None:
+        """What other tenants' entities did is not there for it."""
+        got = await world.ask("GET", f"/v1/features/item/i2?as_of_ms={NOW_MS + 60_000}", None, Authorization=f"Bearer {TOKEN}")
+
+        assert got.body["known"] is False
