@@ -14,11 +14,14 @@ from numpy.typing import NDArray
 
 #: Bits of a word. A tree of depth 6 has as many leaves; one with more is left to ONNX Runtime.
 LEAVES_MAX = 64
-#: Thresholds between two masks put together beforehand. Fewer are faster until the tables fall out of the cache: see benchmarks/scoring.
+#: Thresholds between two masks put together beforehand. 8, 16 and 32 took the same time; fewer take more memory.
 STEP = 16
 ALL = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 #: What stands behind the trees: margins as they are, or 1 / (1 + exp(-margin)).
 PLAIN, LOGISTIC = ["Reshape"], ["Reshape", "Neg", "Exp", "Add", "Reciprocal"]
+#: What such a node says as plain lists; one that says it in tensors is left to ONNX Runtime.
+NEEDED = {f"nodes_{name}" for name in ("treeids", "nodeids", "modes", "featureids", "values", "truenodeids", "falsenodeids")}
+NEEDED |= {"target_treeids", "target_nodeids", "target_weights"}
 #: By mode: whether a test holds for a value that equals its threshold.
 HOLDS_AT = {b"BRANCH_LT": False, b"BRANCH_LEQ": True}
 
@@ -56,12 +59,13 @@ class _Test(NamedTuple):
 
 def take_apart(model: bytes, features_count: int) -> Ensemble | None:
     """The ensemble of a serialized model; None for a model that is no such ensemble, or one that a word a tree cannot hold."""
-    graph = onnx.load_model_from_string(model).graph
-    node, *behind = graph.node
-    tail = [one.op_type for one in behind]
-    if node.op_type != "TreeEnsembleRegressor" or tail not in (PLAIN, LOGISTIC):
+    nodes = onnx.load_model_from_string(model).graph.node
+    tail = [one.op_type for one in nodes[1:]]
+    if not nodes or nodes[0].op_type != "TreeEnsembleRegressor" or tail not in (PLAIN, LOGISTIC):
         return None
-    said = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    said = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in nodes[0].attribute}
+    if not set(said) >= NEEDED:
+        return None
     modes = set(said["nodes_modes"]) - {b"LEAF"}
     if said.get("n_targets", 1) != 1 or len(modes) > 1 or not modes <= set(HOLDS_AT) or said.get("base_values"):
         return None
@@ -79,18 +83,19 @@ def _trees(said: Mapping[str, Any]) -> Iterator[tuple[list[_Test], list[float]]]
     ids = np.array(said["nodes_treeids"])
     weights = dict(zip(zip(said["target_treeids"], said["target_nodeids"], strict=True), said["target_weights"], strict=True))
     missing = said.get("nodes_missing_value_tracks_true") or [0] * len(ids)
-    for tree in range(int(ids.max()) + 1):
+    for place, tree in enumerate(np.unique(ids).tolist()):
         rows = {int(said["nodes_nodeids"][row]): int(row) for row in np.flatnonzero(ids == tree)}
         tests: list[_Test] = []
         values: list[float] = []
-        _walk(said, missing, weights, rows, 0, tree, tests, values)
+        of_leaf = {node: weights.get((tree, node), 0.0) for node in rows}
+        _walk(said, missing, of_leaf, rows, next(iter(rows)), place, tests, values)
         yield tests, values
 
 
 def _walk(  # noqa: PLR0913  # one step of a recursion over ONNX's parallel lists
     said: Mapping[str, Any],
     missing: list[int],
-    weights: Mapping[tuple[int, int], float],
+    of_leaf: Mapping[int, float],
     rows: Mapping[int, int],
     node: int,
     tree: int,
@@ -99,15 +104,15 @@ def _walk(  # noqa: PLR0913  # one step of a recursion over ONNX's parallel list
 ) -> None:
     row = rows[node]
     if said["nodes_modes"][row] == b"LEAF":
-        values.append(weights.get((tree, node), 0.0))
+        values.append(of_leaf[node])
         return
     begin = len(values)
     place = len(tests)
     tests.append(_Test(said["nodes_featureids"][row], np.float32(said["nodes_values"][row]), tree, 0, bool(missing[row])))
-    _walk(said, missing, weights, rows, said["nodes_truenodeids"][row], tree, tests, values)
+    _walk(said, missing, of_leaf, rows, said["nodes_truenodeids"][row], tree, tests, values)
     gone = ((1 << len(values)) - 1) ^ ((1 << begin) - 1)
     tests[place] = tests[place]._replace(mask=int(ALL) & ~gone)
-    _walk(said, missing, weights, rows, said["nodes_falsenodeids"][row], tree, tests, values)
+    _walk(said, missing, of_leaf, rows, said["nodes_falsenodeids"][row], tree, tests, values)
 
 
 def _put_together(trees: list[tuple[list[_Test], list[float]]], features_count: int, *, holds_at: bool, is_logistic: bool) -> Ensemble:

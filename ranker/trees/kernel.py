@@ -28,7 +28,8 @@ def fold(ensemble: Ensemble, columns: Floats, features: Ints) -> Words:
     columns: float32 [n, f], NaN is missing. features: int64 [f], which of the model's each of them is.
     """
     words = np.full((len(columns), len(ensemble.leaves)), ALL)
-    _fold(columns, features, *ensemble[:7], ensemble.holds_at, words)
+    # One layout: numba compiles the loop for each that it meets, and the first request would wait for it.
+    _fold(np.ascontiguousarray(columns), features, *ensemble[:7], ensemble.holds_at, words)
     return words
 
 

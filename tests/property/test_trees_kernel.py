@@ -74,14 +74,35 @@ def test_a_tree_of_more_leaves_than_bits_is_declined() -> None:
     assert take_apart(model(1, 9, "binary:logistic"), FEATURES) is None
 
 
-@pytest.mark.parametrize("change", ["operator", "mode"])
+@pytest.mark.parametrize("change", ["operator", "mode", "tensor", "empty"])
 def test_what_is_not_understood_is_declined(change: str) -> None:
-    """Another operator behind the trees, or tests of another kind."""
+    """Another operator behind the trees, tests of another kind, thresholds said in another way, no trees at all."""
     changed = onnx.load_model_from_string(model(1, 3, "binary:logistic"))
     if change == "operator":
         changed.graph.node[2].op_type = "Abs"
+    elif change == "empty":
+        del changed.graph.node[:]
+    elif change == "tensor":
+        next(attribute for attribute in changed.graph.node[0].attribute if attribute.name == "nodes_values").name = "nodes_values_as_tensor"
     else:
         modes = next(attribute for attribute in changed.graph.node[0].attribute if attribute.name == "nodes_modes")
         modes.strings[:] = [b"BRANCH_GT" if mode != b"LEAF" else mode for mode in modes.strings]
 
     assert take_apart(changed.SerializeToString(), FEATURES) is None
+
+
+def test_trees_may_be_numbered_as_they_like() -> None:
+    """Other writers than ours leave numbers out, and begin their nodes anywhere."""
+    saved = model(1, 4, "binary:logistic")
+    changed = onnx.load_model_from_string(saved)
+    for attribute in changed.graph.node[0].attribute:
+        if attribute.name in ("nodes_treeids", "target_treeids"):
+            attribute.ints[:] = [3 * number + 5 for number in attribute.ints]
+        elif attribute.name in ("nodes_nodeids", "nodes_truenodeids", "nodes_falsenodeids", "target_nodeids"):
+            attribute.ints[:] = [number + 7 for number in attribute.ints]
+    ensembles = [take_apart(one, FEATURES) for one in (saved, changed.SerializeToString())]
+
+    assert ensembles[0] is not None
+    assert ensembles[1] is not None
+    assert np.array_equal(ensembles[0].leaves, ensembles[1].leaves)
+    assert np.array_equal(ensembles[0].blocks, ensembles[1].blocks)
