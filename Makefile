@@ -4,7 +4,7 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types layers tests simulate-nightly chaos-ingest bench-ingest bench-freshness bench-memory soak-backpressure format lock clean
+.PHONY: help demo test lint types layers tests simulate-nightly chaos-ingest bench-ingest bench-freshness bench-memory bench-rank soak-backpressure format lock clean
 
 help: ## list every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ bench-freshness: .venv/ready ## from an event's producing to its count in the st
 bench-memory: .venv/ready ## what a million users and their items take in the store
 	$(BIN)/python -m benchmarks.memory $(ARGS)
 
+bench-rank: .venv/ready .venv-feast/ready ## cost and latency of a rank request by front end, beside Feast and others; ARGS="--only kafka --scale 0.1 --brief"
+	$(BIN)/python -m benchmarks.rank $(ARGS)
+
 soak-backpressure: .venv/ready ## a store that stands still while producers go on; ARGS="--minutes 1" for less than ten
 	$(BIN)/python -m benchmarks.backpressure $(ARGS)
 
@@ -50,13 +53,14 @@ format: .venv/ready ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: .venv/ready ## resolve pyproject.toml into requirements.lock and benchmarks/peers.lock, with hashes
+lock: .venv/ready ## resolve pyproject.toml into requirements.lock and benchmarks' own locks, with hashes
 	$(BIN)/uv pip compile --all-extras --generate-hashes --python-version 3.11 --no-annotate --no-header pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile --group peers --generate-hashes --python-version 3.11 --no-annotate --no-header -o benchmarks/peers.lock
+	$(BIN)/uv pip compile --group rank-peers --generate-hashes --python-version 3.11 --no-annotate --no-header -o benchmarks/rank-peers.lock
 
 clean: ## remove what these targets made
 	-test ! -x $(BIN)/millstream || $(BIN)/millstream stack down --remove-data
-	rm -rf .venv .venv-peers .state build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-peers .venv-feast .state build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 .venv/ready: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "Python 3.11 is needed: PYTHON=/path/to/python3.11 make")'
@@ -68,4 +72,9 @@ clean: ## remove what these targets made
 .venv-peers/ready: benchmarks/peers.lock
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/pip install --quiet --disable-pip-version-check --require-hashes -r benchmarks/peers.lock
+	@touch $@
+
+.venv-feast/ready: benchmarks/rank-peers.lock
+	$(PYTHON) -m venv .venv-feast
+	.venv-feast/bin/pip install --quiet --disable-pip-version-check --require-hashes -r benchmarks/rank-peers.lock
 	@touch $@
