@@ -56,7 +56,8 @@ def draw(seed: int, requests_count: int, candidates_count: int, users_count: int
 
 
 def _drawn(random: np.random.Generator, heights: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.int64]:
-    return np.searchsorted(heights, random.random(shape) * heights[-1], side="right")
+    found: NDArray[np.int64] = np.searchsorted(heights, random.random(shape) * heights[-1], side="right")
+    return found
 
 
 def _different(random: np.random.Generator, heights: NDArray[np.float64], numbers: list[int], count: int) -> list[int]:

@@ -23,7 +23,8 @@ from benchmarks.results import console
 from benchmarks.stack import Stack
 from online_store.ingest import Ingest
 from online_store.keys import Entity, Generation, guard_key, record_key
-from online_store.record import layouts, read
+from online_store.reading import read
+from online_store.record import layouts
 from online_store.redis import RedisStore
 from ranker import bundle as bundles
 from ranker.training.fit import FitSettings, TrainingRows, fit
@@ -108,7 +109,7 @@ def train(world: World, trees_count: int, seed: int) -> None:
     """A bundle of so many trees of depth 6, of rows as requests draw them; what is clicked follows no feed, only all the features."""
     drawn = draw(seed, TRAINING_REQUESTS, TRAINING_CANDIDATES, world.users, world.items)
     items, places = np.unique(drawn.items, return_inverse=True)
-    of_items = world.vectors(ITEM, items)[places.reshape(-1)]
+    of_items = world.vectors(ITEM, items.astype(np.int64))[places.reshape(-1)]
     of_users = np.repeat(world.vectors(USER, drawn.user), TRAINING_CANDIDATES, axis=0)
     features = np.concatenate([of_items, of_users], axis=1)
     assert of_items.shape[1] == ITEMS_COLUMNS, of_items.shape

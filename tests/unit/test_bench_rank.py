@@ -61,7 +61,8 @@ def request(k: int = 2) -> RankRequest:
 async def verdict(*bodies: bytes | None) -> list[int]:
     outcome = await drive(Server(), schedule.closed(1, 60, len(bodies)), [b"first"] + [b"x"] * len(bodies))
     outcome.bodies = list(bodies)
-    return judged(Server(), [request()] * len(bodies), outcome).tolist()
+    found: list[int] = judged(Server(), [request()] * len(bodies), outcome).tolist()
+    return found
 
 
 def test_the_registry_has_32_columns() -> None:

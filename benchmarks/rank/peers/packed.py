@@ -1,5 +1,7 @@
 """Vectors of float32 as they lie in memory, one MGET for the user and all candidates: what a good engineer writes by hand."""
 
+from typing import Any
+
 import numpy as np
 import redis
 
@@ -25,7 +27,8 @@ def run(task: Task, world: World) -> None:
 
     def rank(request: int) -> Floats:
         user, candidates = world.asked(request)
-        first, *rest = store.mget([f"packed:user:{user}", *[f"packed:item:{item}" for item in candidates]])
+        values: Any = store.mget([f"packed:user:{user}", *[f"packed:item:{item}" for item in candidates]])
+        first, *rest = values
         matrix = np.empty((len(candidates), of_item + of_user), dtype=np.float32)
         matrix[:, :of_item] = np.frombuffer(b"".join(rest), dtype=np.float32).reshape(-1, of_item)
         matrix[:, of_item:] = np.frombuffer(first, dtype=np.float32)
