@@ -168,10 +168,14 @@ class RedisStore:
 
 def _unfailed(answers: list[Any]) -> list[Any]:
     """Answers, unless one of them is a failure: raises the first that is."""
-    for answer in answers:
-        if isinstance(answer, Exception):
-            raise answer
-    return answers
+    failure = next((answer for answer in answers if isinstance(answer, Exception)), None)
+    if failure is None:
+        return answers
+    try:
+        raise failure
+    finally:
+        # It refers to this frame, and the frames to what was sent: named here it would be a cycle, and stay until somebody looks for those.
+        del failure, answers
 
 
 def _script_call(generation: Generation, source: Source, following: int, step: Step) -> tuple[int, list[bytes]]:

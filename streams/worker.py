@@ -7,7 +7,6 @@ fit, and the partition is read again from where the guards stand. A worker that 
 
 import asyncio
 import functools
-import gc
 import logging
 import time
 from collections import defaultdict
@@ -165,9 +164,6 @@ async def _patiently(call: Callable[[], Awaitable[T]], progress: Callable[[], in
                 deadline, done = loop.time() + STORE_PATIENCE_S, progress()
             if loop.time() > deadline:
                 raise
-        # The failed call's frames and its error refer to one another and hold the batch as it was packed: megabytes a try, and cycles are
-        # looked for seldom (streams/app.py).
-        gc.collect()
         await asyncio.sleep(next(pauses, STORE_PAUSES_S[-1]))
 
 

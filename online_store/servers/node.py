@@ -64,7 +64,11 @@ class Connection(asyncio.Protocol):
         self._answers, self._wanted = [], answers
         self._answered = asyncio.get_running_loop().create_future()
         self._transport.write(packed)
-        return await self._answered
+        try:
+            return await self._answered
+        finally:
+            # A failure kept here would refer to this frame, and the frame to it: a cycle, with all of `packed` in it.
+            self._answered = None
 
     def abort(self) -> None:
         """Let go of it; `gone` tells when."""
@@ -96,7 +100,8 @@ class Node:
                 found = await self._execute(packed, answers)
         except OSError as error:
             self.failed = True
-            raise self._told(error) from error
+            # Its traceback holds the timeout, the timeout this task, the task its failure: a cycle with all of `packed` in it.
+            raise self._told(error) from error.with_traceback(None)
         self.failed = False
         return found
 
