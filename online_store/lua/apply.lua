@@ -16,6 +16,7 @@ local ROW_BYTES, TILE_BYTES, VERSION = 36, 24, 2
 local ARGUMENTS_MAX = 4000
 local LAST, FLOOR = 2, 3
 local unpack_all, unpack, pack, sub, byte, concat = unpack, struct.unpack, struct.pack, string.sub, string.byte, table.concat
+local call, floor_of = redis.call, math.floor
 
 local guard = tonumber(redis.call('HGET', KEYS[1], ARGV[1]) or '0')
 if guard ~= tonumber(ARGV[2]) then return guard end
@@ -31,13 +32,21 @@ end
 local layouts, raws, numbers, closed, static, whole = {}, {}, {}, {}, {}, {}
 local function ring_at(r) return FLOOR + 6 * (r - 1) end
 
--- MGET takes what is no string for nothing; GET says so.
+-- MGET takes what is no string for nothing; EXISTS tells the two apart.
 local function read(from, to)
-  for place, raw in ipairs(redis.call('MGET', unpack_all(KEYS, from, to))) do
-    raws[from + place - 2] = raw or redis.call('GET', KEYS[from + place - 1])
+  local found, missing = call('MGET', unpack_all(KEYS, from, to)), {}
+  for place = 1, to - from + 1 do
+    local raw = found[place]
+    raws[from + place - 2] = raw
+    if not raw then missing[#missing + 1] = KEYS[from + place - 1] end
+  end
+  return #missing == 0 or call('EXISTS', unpack_all(missing)) == 0
+end
+for from = 2, count + 1, ARGUMENTS_MAX do
+  if not read(from, math.min(from + ARGUMENTS_MAX - 1, count + 1)) then
+    return redis.error_reply('WRONGTYPE among ' .. count .. ' keys from ' .. KEYS[2] .. ' on is one that holds no record')
   end
 end
-for from = 2, count + 1, ARGUMENTS_MAX do read(from, math.min(from + ARGUMENTS_MAX - 1, count + 1)) end
 
 for i = 1, count do
   local layout, raw = LAYOUTS[byte(kinds, i)], raws[i]
@@ -119,7 +128,13 @@ end
 
 -- One ring of a row whose tile is not the open one.
 local function add_elsewhere(i, r, b, tile, impressions, clicks, dwell_count, dwell_sum)
-  local n, slots, tiles = numbers[i], layouts[i][r].slots, closed[i] or open_up(i)
+  local n = numbers[i]
+  if tile > n[b + 2] and n[b + 1] + n[b + 3] + n[b + 4] + n[b + 5] + n[b + 6] == 0 and not closed[i] then
+    -- Nothing to close, nothing to drop: a new record, mostly.
+    n[b + 2], n[b + 3], n[b + 4], n[b + 5], n[b + 6], whole[i] = tile, impressions, clicks, dwell_count, dwell_sum, true
+    return
+  end
+  local slots, tiles = layouts[i][r].slots, closed[i] or open_up(i)
   if tile > n[b + 2] then
     tiles[r] = advance(n, b, tiles[r], slots, tile)
     n[b + 3], n[b + 4], n[b + 5], n[b + 6] = impressions, clicks, dwell_count, dwell_sum
@@ -183,9 +198,9 @@ for i = 1, count do
     -- 0.8 to 1.2 of the time to live, from the key's last bytes and the offset: records written together must not expire together.
     local a, b, c, d = byte(KEYS[i + 1], -4, -1)
     local spread = (a * 4099 + b * 16411 + c * 32771 + d * 40503 + following % 65536 * 30011 + i * 10007) % 65536 / 65536
-    redis.call('SET', KEYS[i + 1], raws[i], 'PX', math.floor(layouts[i].ttl_ms * (0.8 + 0.4 * spread)))
+    call('SET', KEYS[i + 1], raws[i], 'PX', floor_of(layouts[i].ttl_ms * (0.8 + 0.4 * spread)))
   else
-    redis.call('SETRANGE', KEYS[i + 1], 0, raws[i])
+    call('SETRANGE', KEYS[i + 1], '0', raws[i])
   end
 end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])

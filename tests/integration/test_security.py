@@ -43,7 +43,7 @@ from tests.worlds import impression
 ACL = (
     "user millstream on >PASSWORD resetchannels -@all "
     "~*:features:* ~guard:* ~answer:* ~millstream:current "
-    "+evalsha +script|load +get +mget +set +setrange +hget +hset +hmget +scan +select +role +cluster|slots +asking"
+    "+evalsha +script|load +exists +get +mget +set +setrange +hget +hset +hmget +scan +select +role +cluster|slots +asking"
 )
 PASSWORD = "a p@ss:word/1,;="  # noqa: S105  # of servers that this test starts
 YEAR = timedelta(days=365)
