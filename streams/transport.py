@@ -31,7 +31,7 @@ Positions = Callable[[Sequence[Source]], Awaitable[Mapping[Source, int]]]
 #: request waits as long though it has records: Faust's own 1,500 stalls a busy partition beside idle ones. Less is idle polling.
 FETCH_WAIT_MS = 50
 #: Bytes of one answer of the broker, all partitions together: what a worker holds of it is three times as much while it is taken apart.
-FETCH_BYTES_MAX = 8 << 20
+FETCH_BYTES_MAX = 6 << 20
 #: Batches that may be under way: more would wait in memory, taken apart, instead of as the broker sent them.
 UNDER_WAY_MAX = 6
 #: How often a fetch looks for partitions whose batch is done, while some have one under way (seconds).

@@ -187,6 +187,18 @@ async def test_what_was_fetched_before_a_rewind_is_dropped(kafka_bootstrap: str,
     assert (recorder.batches[0].start, values(recorder.batches)) == (40, list(range(40, 120)))
 
 
+async def test_two_partitions_are_in_hand_at_once(kafka_bootstrap: str, prefix: str, tmp_path: Path) -> None:
+    """While the store has one partition's batch, another partition's is decoded."""
+    fill(kafka_bootstrap, prefix, 1, partition=0)
+    fill(kafka_bootstrap, prefix, 1, partition=1)
+    async with running(kafka_bootstrap, prefix, tmp_path) as (_, recorder):
+        recorder.may_finish.clear()
+        await recorder.wait_for(2)
+        recorder.may_finish.set()
+
+    assert sorted(batch.source.partition for batch in recorder.batches) == [0, 1]
+
+
 async def test_what_arrives_while_a_batch_is_under_way_becomes_one_batch(kafka_bootstrap: str, prefix: str, tmp_path: Path) -> None:
     """A slow store makes larger batches, not a queue of small ones: the batch, what was fetched behind it, and all the rest."""
     async with running(kafka_bootstrap, prefix, tmp_path) as (_, recorder):

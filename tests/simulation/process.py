@@ -14,6 +14,7 @@ from typing import Any
 from online_store.ingest import Ingest
 from schemas.features import REGISTRY
 from schemas.topics import Batch, Source
+from streams.agents import BATCHES_AT_ONCE
 from streams.worker import Worker
 from tests.simulation.clock import for_ever
 from tests.simulation.store import Connection, Replicas
@@ -85,7 +86,7 @@ class Process:
         """Fetch and apply whatever is assigned; look after the guards now and then."""
         settle_s, check_s = self.pick.choice((0.25, 0.5, 2.0)), self.pick.choice((1.0, 3.0, 5.0))
         self.spawn(self.consumer.fetch())
-        for topic in SOURCE_TOPICS:
+        for topic in SOURCE_TOPICS * BATCHES_AT_ONCE:
             self.spawn(self.consumer.agent(topic))
         self.spawn(self._every(settle_s, self.worker.settle))
         self.spawn(self._every(check_s, self.worker.check_guards))
