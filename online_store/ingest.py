@@ -7,6 +7,7 @@ that the store returns decide, and where they and the batch disagree, the answer
 stretch before the guards on, only to know again what a producer may repeat: a shard takes nothing of it.
 """
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -81,6 +82,8 @@ class Ingest:
     repeat_offsets: int = REPEAT_OFFSETS
     generation: Generation | None = None
     _readings: dict[Source, Reading] = field(default_factory=dict)
+    #: One call writes at a time: two beside each other on a slow store would each take twice as long, and both miss its time.
+    _writing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def start(self) -> Generation:
         """Find the current generation, or begin the first one in an empty store. Raises GenerationError if it is another registry's."""
@@ -193,7 +196,8 @@ class Ingest:
         reading = self._readings[source]
         steps = [Step(shard, int(reading.guards[shard]), found) for shard, found in deltas.items()]
         for part in _parts(steps):
-            standing = await self.store.apply(self.generation, source, following, part)
+            async with self._writing:
+                standing = await self.store.apply(self.generation, source, following, part)
             if self._readings[source] is not reading or any(guard != following for guard in standing):
                 return (await self.positions([source]))[source]
             # Noted part by part: if the store goes away now, what it took is not sent again, and shows as progress.
