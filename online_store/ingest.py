@@ -9,6 +9,7 @@ stretch before the guards on, only to know again what a producer may repeat: a s
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,6 +30,8 @@ from schemas.topics import CLICKS, IMPRESSIONS, SOURCES, BadRecord, Batch, Sourc
 #: Records that one call to the store touches. More would not be done in one call's time where the store is slow, and a batch never; fewer
 #: cost a round trip each. A store that keeps up takes 25 ms for so many.
 KEYS_MAX = 4_000
+#: A call that takes longer (seconds) shows a store that does not keep up, well before a call misses its time.
+SLOW_S = 0.5
 
 TOPICS = {topic.name: topic for topic in SOURCES}
 EVENT_TOPICS = (IMPRESSIONS.name, CLICKS.name)
@@ -82,8 +85,8 @@ class Ingest:
     repeat_offsets: int = REPEAT_OFFSETS
     generation: Generation | None = None
     _readings: dict[Source, Reading] = field(default_factory=dict)
-    #: One call writes at a time: two beside each other on a slow store would each take twice as long, and both miss its time.
-    _writing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _is_slow: bool = False
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def start(self) -> Generation:
         """Find the current generation, or begin the first one in an empty store. Raises GenerationError if it is another registry's."""
@@ -192,18 +195,27 @@ class Ingest:
 
         So does a reading that began meanwhile: a store that lost writes must not be taken to hold what came before this step.
         """
-        assert self.generation is not None, "positions() comes first"
         reading = self._readings[source]
         steps = [Step(shard, int(reading.guards[shard]), found) for shard, found in deltas.items()]
         for part in _parts(steps):
-            async with self._writing:
-                standing = await self.store.apply(self.generation, source, following, part)
+            standing = await self._write(source, following, part)
             if self._readings[source] is not reading or any(guard != following for guard in standing):
                 return (await self.positions([source]))[source]
             # Noted part by part: if the store goes away now, what it took is not sent again, and shows as progress.
             reading.guards[[step.shard for step in part]] = following
         reading.position = following
         return following
+
+    async def _write(self, source: Source, following: int, part: Sequence[Step]) -> list[int]:
+        """Call the store. While it is slow calls take turns: two beside each other would each take twice as long, and both miss their time."""
+        assert self.generation is not None, "positions() comes first"
+        async with self._turn if self._is_slow else nullcontext():
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            try:
+                return await self.store.apply(self.generation, source, following, part)
+            finally:
+                self._is_slow = loop.time() - began > SLOW_S
 
     def _deltas(self, decoded: Decoded, generation: Generation, guards: NDArray[np.int64]) -> dict[int, Deltas]:
         kinds = layouts(self.registry)

@@ -7,7 +7,7 @@ from streams.transport import App
 from streams.worker import Worker
 
 #: Batches of a topic in hand at once, of two partitions: one is decoded while the store has the other. With one, worker and store wait for
-#: each other by turns, which costs time when calls need not take turns; more would be more memory, for a store that is busy already.
+#: each other by turns; more would be more memory, for a store that is busy already.
 BATCHES_AT_ONCE = 2
 
 

@@ -1,5 +1,6 @@
-"""A batch goes to the store part by part: what the store took before it went away is taken."""
+"""A batch goes to the store part by part: what the store took before it went away is taken. Beside a slow store batches take turns."""
 
+import asyncio
 from collections.abc import Sequence
 
 import pytest
@@ -32,6 +33,22 @@ class Tiring(MemoryStore):
         return await super().apply(generation, source, following, steps)
 
 
+class Slow(MemoryStore):
+    """A store that takes a moment for each call, and notes how many it had at once at most."""
+
+    def __init__(self) -> None:
+        super().__init__(REGISTRY)
+        self.at_once = self.at_once_max = 0
+
+    async def apply(self, generation: Generation, source: Source, following: int, steps: Sequence[Step]) -> list[int]:
+        """As MemoryStore.apply."""
+        self.at_once += 1
+        self.at_once_max = max(self.at_once_max, self.at_once)
+        await asyncio.sleep(0.02)
+        self.at_once -= 1
+        return await super().apply(generation, source, following, steps)
+
+
 @pytest.fixture
 def log() -> Logs:
     """A batch that touches many shards."""
@@ -58,3 +75,18 @@ async def test_what_the_store_took_is_not_sent_again(log: Logs, monkeypatch: pyt
 
     assert (position, took - before, len(shards)) == (50, 50 * len([*store.calls[0], *store.calls[1], *store.calls[2]]), len(set(shards)))
     assert await dump(store) == await replayed(log)
+
+
+@pytest.mark.parametrize(("slow_s", "at_once"), [(0.01, 1), (60.0, 2)])
+async def test_beside_a_slow_store_calls_take_turns(slow_s: float, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two batches are with a store that keeps up at the same time; one after the other with a store whose last call was slow."""
+    monkeypatch.setattr("online_store.ingest.SLOW_S", slow_s)
+    store = Slow()
+    ingest = Ingest(store, REGISTRY)
+    sources = [Source("impressions", partition) for partition in range(3)]
+    await ingest.positions(sources)
+    batches = [batch([stored(impression("u", "i"), 0, source.partition)]) for source in sources]
+    await ingest.apply(ingest.decode(batches[0]))
+    await asyncio.gather(*(ingest.apply(ingest.decode(one)) for one in batches[1:]))
+
+    assert store.at_once_max == at_once
