@@ -33,7 +33,7 @@ from online_store.redis import RedisStore
 from online_store.view import describe
 from replay.log import KafkaLog
 from schemas.errors import MillstreamError, SettingsError
-from schemas.records import DeadLetter
+from schemas.records import CANDIDATES_COUNT_MAX, DeadLetter, RankRequest
 from schemas.topics import DEAD_LETTERS
 from streams.app import IngestSettings
 from streams.app import run as run_ingest
@@ -116,6 +116,23 @@ async def _features(settings: Settings, entity: Entity, as_of_ms: int | None) ->
         await store.close()
 
 
+def explain(settings: Settings, arguments: Arguments) -> Result:
+    """Show how a request would come to its slate now."""
+    from compose import serve  # noqa: PLC0415  # as in `serve`
+
+    context = dict(word.partition("=")[::2] for word in arguments.context)
+    request = RankRequest(
+        request_id=arguments.request_id,
+        user_id=arguments.user_id,
+        candidate_item_ids=arguments.item_ids,
+        k=arguments.k,
+        ts_ms=_now_ms(),
+        context=context,
+        tenant=arguments.tenant,
+    )
+    return serve.explain(settings, request)
+
+
 def dead_letters(settings: Settings, arguments: Arguments) -> Result:
     """List what could not be used, the newest last, or send it again."""
     log = KafkaLog(settings.kafka_bootstrap, settings.topic_prefix, settings.kafka_security)
@@ -171,6 +188,18 @@ VERBS: dict[str, Verb] = {
             ("id", {}),
             ("--tenant", {"default": ""}),
             ("--as-of-ms", {"type": int, "help": "event time in milliseconds UTC; now if absent"}),
+        ),
+    ),
+    "explain": Verb(
+        explain,
+        "show how candidates would come to their places for a user",
+        (
+            ("user_id", {}),
+            ("item_ids", {"nargs": "+", "metavar": "item_id"}),
+            ("--k", {"type": int, "default": CANDIDATES_COUNT_MAX, "help": "how many to return"}),
+            ("--request-id", {"default": "explain", "help": "lots are drawn from it"}),
+            ("--context", {"action": "append", "default": [], "metavar": "KEY=VALUE", "help": "of the request's context; may be repeated"}),
+            ("--tenant", {"default": ""}),
         ),
     ),
     "dead-letters": Verb(

@@ -12,12 +12,14 @@ import uvicorn
 
 from compose.settings import Settings
 from online_store.redis import RedisStore
+from online_store.servers.address import without_password
 from ranker import bundle as bundles
 from ranker.fronts import auth
 from ranker.fronts.http import HttpFront
 from ranker.kafka import RankSettings, RankWorker
-from ranker.rank import Ranker
-from schemas.errors import SettingsError
+from ranker.rank import Ranker, check_request
+from schemas.errors import SettingsError, StoreAwayError
+from schemas.records import RankRequest
 from streams.schema_registry import schema_ids
 
 #: Each call to the store from a ranking worker (seconds); the request's own deadline is shorter and comes first.
@@ -33,9 +35,28 @@ def serve(settings: Settings) -> str:
     return bundle.manifest.model_version
 
 
+def explain(settings: Settings, request: RankRequest) -> dict[str, Any]:
+    """How a request would come to its slate now, ready for JSON. Raises MillstreamError where it would fall back."""
+    check_request(request)
+    bundle = bundles.load(bundles.latest(settings.models_uri), feature_version=settings.features.fingerprint)
+    return asyncio.run(_explain(settings, bundle, request))
+
+
+async def _explain(settings: Settings, bundle: bundles.Bundle, request: RankRequest) -> dict[str, Any]:
+    store = RedisStore(settings.store_url, settings.features, STORE_TIMEOUT_S, settings.store_tls)
+    ranker = Ranker(store, settings.features, bundle, settings.slate)
+    try:
+        await ranker.refresh()
+        return await ranker.explain(request)
+    except TimeoutError as error:
+        raise StoreAwayError(f"the store at {without_password(settings.store_url)} did not answer in time. Is it up?") from error
+    finally:
+        await store.close()
+
+
 async def _serve(settings: Settings, bundle: bundles.Bundle) -> None:
     store = RedisStore(settings.store_url, settings.features, STORE_TIMEOUT_S, settings.store_tls)
-    ranker = Ranker(store, settings.features, bundle)
+    ranker = Ranker(store, settings.features, bundle, settings.slate)
     await ranker.refresh()
     group_id = f"{settings.group_id}-serve"
     names = RankSettings(settings.kafka_bootstrap, group_id, settings.topic_prefix, settings.reply_topics, settings.kafka_security)

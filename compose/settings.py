@@ -1,6 +1,7 @@
 """Settings: a flag, else a MILLSTREAM_* variable, else millstream.toml, else the default. All wrong ones are reported at once."""
 
 import importlib
+import json
 import os
 import tomllib
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from online_store.servers.address import Tls, parse_url, without_password
+from ranker.slate import rules
 from schemas.columnar.repeats import REPEAT_OFFSETS
 from schemas.errors import SettingsError
 from schemas.features import Registry
@@ -124,6 +126,7 @@ class Settings:
     http_host: str = _setting("127.0.0.1", "which address it listens at; 0.0.0.0 is all: give tokens then")
     tokens_file: Path | None = _setting("", "who may ask over HTTP, a line `sha256hex tenant [requests_per_second]` each; everybody", _path)
     schema_registry_url: str = _setting("", "a Confluent-compatible schema registry", _url)
+    slate: rules.Rules = _setting("", "rules of the slate: the table [slate] of millstream.toml, or the same as JSON", rules.parse)
     reply_topics: frozenset[str] = _setting("", "topics that rank requests may name for their answers, comma separated", _names)
 
     @property
@@ -196,6 +199,8 @@ def _raw(
     if name not in table:
         return name, default
     value = table[name]
+    if isinstance(value, dict):
+        return f"{file}: {name}", json.dumps(value, default=str)
     return f"{file}: {name}", ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

@@ -207,7 +207,7 @@ class Ingest:
         return following
 
     async def _write(self, source: Source, following: int, part: Sequence[Step]) -> list[int]:
-        """Call the store. While it is slow calls take turns: two beside each other would each take twice as long, and both miss their time."""
+        """Call the store. While it is slow calls take turns: two beside each other would take twice as long, and both miss their time."""
         assert self.generation is not None, "positions() comes first"
         async with self._turn if self._is_slow else nullcontext():
             loop = asyncio.get_running_loop()

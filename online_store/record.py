@@ -14,7 +14,7 @@ the store; tests/contract holds them together, tests/golden freezes the bytes.
 
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.aggregates import COUNTERS, TILE
+from schemas.aggregates import COUNTERS, EMBEDDING_DIMS, LABELS_LEFT_OUT, SET_HASHES_MAX, TILE
 from schemas.errors import StoreError
-from schemas.features import SET_HASHES_MAX, Registry, Static
+from schemas.features import Registry, Static
 from schemas.records import Content, User
 from schemas.windows import LATENESS_MS, Window
 
@@ -47,6 +47,8 @@ FORMS: dict[str, tuple[Any, ...]] = {
     "time_ms": ("<i8",),
     "hash": ("<u8",),
     "hashes": ("<u8", (SET_HASHES_MAX,)),
+    "labels": ("<u8", (SET_HASHES_MAX,)),
+    "embedding": ("i1", (EMBEDDING_DIMS,)),
     "category": ("<u2",),
 }
 #: What one delta adds to one tile of a record, something at least; `key` is the record's place in Deltas.keys.
@@ -140,8 +142,30 @@ def pack_field(static: Static, value: Content | User | None) -> Any:  # noqa: AN
             return hash_of(found) if found else 0
         case "category":
             return static.vocabulary.index(found) + 1 if found in static.vocabulary else 0
+        case "embedding":
+            return direction(found or ())
     hashes = [hash_of(word) for word in (found or ())[:SET_HASHES_MAX]]
+    if static.form == "labels" and len(found or ()) > SET_HASHES_MAX:
+        hashes[-1] = LABELS_LEFT_OUT
     return np.array(hashes + [0] * (SET_HASHES_MAX - len(hashes)), dtype="<u8")
+
+
+def direction(embedding: Sequence[float]) -> NDArray[np.int8]:
+    """An embedding as records keep it, int8 [EMBEDDING_DIMS], its length 127; all 0 where it has none, or is not finite.
+
+    What is past EMBEDDING_DIMS is folded in, each stretch with the signs of another Walsh function, which keeps inner products on
+    average (a count sketch: Charikar, Chen and Farach-Colton, 2002).
+    """
+    folded = np.zeros(EMBEDDING_DIMS)
+    for start in range(0, len(embedding), EMBEDDING_DIMS):
+        part = np.array(embedding[start : start + EMBEDDING_DIMS], np.float64)
+        folded[: len(part)] += part * [1 - 2 * ((start // EMBEDDING_DIMS & place).bit_count() & 1) for place in range(len(part))]
+    largest = np.abs(folded).max()
+    if not np.isfinite(largest) or largest == 0:
+        return np.zeros(EMBEDDING_DIMS, np.int8)
+    scaled = folded / largest
+    packed: NDArray[np.int8] = np.rint(scaled / np.linalg.norm(scaled) * 127).astype(np.int8)
+    return packed
 
 
 def hash_of(word: str) -> int:
@@ -226,4 +250,7 @@ def _lookup(source: str, value: Content | User | None) -> Any:  # noqa: ANN401  
     if value is None:
         return None
     holder, _, key = source.partition(".")
-    return getattr(value, holder).get(key) if key else getattr(value, holder, None)
+    found = getattr(value, holder, None)
+    if not key:
+        return found
+    return found.get(key) if isinstance(found, Mapping) else getattr(found, key, None)

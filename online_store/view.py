@@ -46,7 +46,7 @@ def _windows(layout: Layout, tiles: Tiles) -> dict[str, dict[str, int]]:
     return {window.name: dict(zip(COUNTERS, row, strict=True)) for window, row in counts}
 
 
-def _word(static: Static, tiles: Tiles) -> float | int | str | list[str] | None:
+def _word(static: Static, tiles: Tiles) -> float | int | str | list[str] | list[float] | None:
     """A static field as it can be shown: of a hash its hex digits, None where it is missing."""
     value = tiles.statics[static.name][0]
     match static.form:
@@ -58,6 +58,8 @@ def _word(static: Static, tiles: Tiles) -> float | int | str | list[str] | None:
             return f"{value:016x}" if value else None
         case "category":
             return static.vocabulary[value - 1] if value else None
+        case "embedding":
+            return [round(int(part) / 127, 3) for part in value] if value.any() else None
     return [f"{part:016x}" for part in value if part]
 
 

@@ -4,7 +4,7 @@ full answer -> vectors that the near cache still has -> popularity -> the order 
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,12 @@ from ranker import metrics
 from ranker.bundle import Bundle
 from ranker.encode import Items
 from ranker.popularity import Popularity
+from ranker.reads.near import Columns
 from ranker.reads.reader import FOLDED, Asked, Read, Reader
 from ranker.score import Scorer
+from ranker.slate.explain import explain
+from ranker.slate.rules import Rules, check, reasons
+from ranker.slate.slate import Candidates, Slate, Slates, Viewer
 from schemas.aggregates import ITEM, USER
 from schemas.errors import BundleError, GenerationError, StoreAwayError, StoreError
 from schemas.features import REQUEST, Feature, Registry
@@ -34,8 +38,8 @@ class Ranked(NamedTuple):
 class Pipeline:
     """Ranks batches on one store with one bundle."""
 
-    def __init__(self, store: OnlineStore, registry: Registry, bundle: Bundle) -> None:
-        """Raises BundleError for a bundle that was trained on another registry."""
+    def __init__(self, store: OnlineStore, registry: Registry, bundle: Bundle, rules: Rules) -> None:
+        """Raises BundleError for a bundle that was trained on another registry, SettingsError for rules that it does not fit."""
         if bundle.manifest.feature_version != registry.fingerprint:
             message = (
                 f"{bundle.folder} was trained on registry {bundle.manifest.feature_version}, ours is {registry.fingerprint}. "
@@ -44,7 +48,9 @@ class Pipeline:
             raise BundleError(message)
         self._registry = registry
         self._scorer = Scorer(bundle, registry.places[ITEM])
-        self._reader = Reader(store, registry, self._scorer.fold)
+        check(rules, registry)
+        self._slates = Slates.by(rules)
+        self._reader = Reader(store, registry, self._scorer.fold, rules.facts)
         self._popularity = Popularity(bundle.popularity)
         self._ctr_at = longest_ctr_at(registry)
 
@@ -87,8 +93,15 @@ class Pipeline:
         found = self._popularity.scores(asked.item_ids)
         degraded = Degraded.INPUT_ORDER if found is None else Degraded.POPULARITY
         scores = np.zeros(len(asked.item_ids), np.float32) if found is None else found
-        order = _order(scores, np.zeros(len(scores), np.bool_), asked.request.k)
-        return Ranked(_items(asked, order, scores, [b""] * len(order)), degraded, 0)
+        slate = self._slates.slate(_candidates(asked, scores, self._reader.remembered(asked)), asked.request, Viewer())
+        return Ranked(_items(asked, slate, scores, [b""] * len(slate.order)), degraded, 0)
+
+    def explain(self, asked: Asked, known: Read) -> dict[str, Any]:
+        """How a request comes to its slate, ready for JSON. known: read for it alone. Raises BundleError where the model cannot score."""
+        matrix = self._matrix([asked], known)
+        candidates = _candidates(asked, self._scorer.score(matrix, known.starts, known.items.facts.get(FOLDED)), known.items)
+        slate = self._slates.slate(candidates, asked.request, known.viewers[0])
+        return explain(self._registry.feature_names, candidates, matrix, slate)
 
     def _matrix(self, batch: Sequence[Asked], known: Read) -> NDArray[np.float32]:
         """As Registry.vector, of several requests: float32 [n, features]."""
@@ -101,27 +114,26 @@ class Pipeline:
             matrix[:, self._registry.places[REQUEST]] = np.repeat(rows, counts, axis=0)
         return matrix
 
-    @staticmethod
     def _slate(
-        asked: Asked, number: int, known: Read, matrix: NDArray[np.float32], scores: NDArray[np.float32], degraded: Degraded
+        self, asked: Asked, number: int, known: Read, matrix: NDArray[np.float32], scores: NDArray[np.float32], degraded: Degraded
     ) -> Ranked:
         rows = slice(int(known.starts[number]), int(known.starts[number + 1]))
-        order = _order(scores[rows], known.items.facts["removed"][rows], asked.request.k)
-        packed = matrix[rows][order].astype("<f4", copy=False).tobytes()
+        slate = self._slates.slate(_candidates(asked, scores[rows], known.items, rows), asked.request, known.viewers[number])
+        packed = matrix[rows][slate.order].astype("<f4", copy=False).tobytes()
         size = matrix.shape[1] * matrix.itemsize
         vectors = [packed[at : at + size] for at in range(0, len(packed), size)]
-        return Ranked(_items(asked, order, scores[rows], vectors), degraded, int(known.stale_ms[number]))
+        return Ranked(_items(asked, slate, scores[rows], vectors), degraded, int(known.stale_ms[number]))
 
 
-def _order(scores: NDArray[np.float32], removed: NDArray[np.bool_], k: int) -> NDArray[np.intp]:
-    """The k best places, best first; equal scores keep the order of the request, what was taken down is never returned."""
-    order = np.argsort(-scores, kind="stable")
-    return order[~removed[order]][:k]
+def _candidates(asked: Asked, scores: NDArray[np.float32], items: Columns, rows: slice = slice(None)) -> Candidates:
+    """A request's, which are these rows of the items."""
+    return Candidates(asked.item_ids, scores, scores, {name: column[rows] for name, column in items.facts.items() if name != FOLDED})
 
 
-def _items(asked: Asked, order: NDArray[np.intp], scores: NDArray[np.float32], vectors: Sequence[bytes]) -> Items:
-    ids = [asked.item_ids[place] for place in order.tolist()]
-    return Items(ids, scores[order].tolist(), [()] * len(ids), vectors, [1.0] * len(ids))
+def _items(asked: Asked, slate: Slate, scores: NDArray[np.float32], vectors: Sequence[bytes]) -> Items:
+    ids = [asked.item_ids[place] for place in slate.order.tolist()]
+    why = list(map(reasons, slate.touched[slate.order].tolist()))
+    return Items(ids, scores[slate.order].tolist(), why, vectors, slate.propensities.tolist())
 
 
 def longest_ctr_at(registry: Registry) -> int | None:

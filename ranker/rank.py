@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from online_store.keys import Generation, answer_key
 from online_store.store import OnlineStore
@@ -21,9 +21,10 @@ from ranker.batch import Pipeline, Ranked, cause_of
 from ranker.bundle import Bundle
 from ranker.encode import Facts
 from ranker.reads.reader import Asked, Read
+from ranker.slate.rules import Rules
 from schemas.errors import BundleError, DecodeError, StoreError
 from schemas.features import Registry
-from schemas.records import CANDIDATES_COUNT_MAX, ID_BYTES_MAX, RankRequest, Reason
+from schemas.records import CANDIDATES_COUNT_MAX, ID_BYTES_MAX, Degraded, RankRequest, Reason
 
 #: A request that names no deadline is answered in this many milliseconds: what a feed waits before it shows something else.
 DEADLINE_MS = 80
@@ -67,11 +68,11 @@ class Call:
 class Ranker:
     """Ranks requests on one store with one bundle."""
 
-    def __init__(self, store: OnlineStore, registry: Registry, bundle: Bundle) -> None:
-        """Raises BundleError for a bundle that was trained on another registry."""
+    def __init__(self, store: OnlineStore, registry: Registry, bundle: Bundle, rules: Rules | None = None) -> None:
+        """Raises BundleError for a bundle that was trained on another registry, SettingsError for rules that it does not fit."""
         self._store = store
         self._manifest = bundle.manifest
-        self._pipeline = Pipeline(store, registry, bundle)
+        self._pipeline = Pipeline(store, registry, bundle, rules or Rules())
         self._answers: OrderedDict[bytes, bytes] = OrderedDict()
         self._calls: dict[bytes, Call] = {}
         self._waiting: deque[Call] = deque()
@@ -108,6 +109,20 @@ class Ranker:
         finally:
             call.callers -= 1
         return answer if is_first else self._repeated(key, answer.response)
+
+    async def explain(self, request: RankRequest) -> dict[str, Any]:
+        """How a checked request would come to its slate now, ready for JSON; nothing of it is kept.
+
+        Raises StoreError and TimeoutError where it would fall back for the store, BundleError where it would for the model.
+        """
+        asked = Asked(request, list(dict.fromkeys(request.candidate_item_ids)))
+        known = await self._pipeline.read(self.generation, [asked])
+        return self._named(request) | self._pipeline.explain(asked, known)
+
+    def _named(self, request: RankRequest) -> dict[str, Any]:
+        facts = self._facts(request, Degraded.NONE)
+        named = ("request_id", "user_id", "model_version", "feature_version", "generation", "ts_ms")
+        return {name: getattr(facts, name) for name in named}
 
     def _repeated(self, key: bytes, kept: bytes) -> Answer:
         metrics.REPEATS.inc()
@@ -199,7 +214,7 @@ class Ranker:
 
     async def _keep(self, settled: Sequence[tuple[Call, Ranked]]) -> None:
         """Encode answers and keep them, unless another worker was faster: then its are the answers."""
-        facts = [self._facts(call.asked.request, slate) for call, slate in settled]
+        facts = [self._facts(call.asked.request, slate.degraded) for call, slate in settled]
         now_s = time.perf_counter()
         encoded = [
             encode.response(slate.items, said, round((now_s - call.received_s) * 1000, 3))
@@ -228,14 +243,14 @@ class Ranker:
         if len(self._answers) > ANSWERS_COUNT_MAX:
             self._answers.popitem(last=False)
 
-    def _facts(self, request: RankRequest, ranked: Ranked) -> Facts:
+    def _facts(self, request: RankRequest, degraded: Degraded) -> Facts:
         return Facts(
             request.request_id,
             request.user_id,
             self._manifest.model_version,
             self._manifest.feature_version,
             self.generation.name if self.generation else "",
-            ranked.degraded,
+            degraded,
             "default",
             request.ts_ms,
             request.tenant,

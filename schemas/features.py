@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.aggregates import CLICKS, DWELL_COUNT, DWELL_SUM_MS, IMPRESSIONS, ITEM, MODEL, USER, Tiles
+from schemas.aggregates import CLICKS, DWELL_COUNT, DWELL_SUM_MS, IMPRESSIONS, ITEM, MODEL, PERSONALIZATION, USER, Tiles
 from schemas.windows import DAY_MS, DAYS_7, DAYS_30, HOUR_1, HOUR_MS, HOURS_24, Window
 
 REQUEST = "request"
@@ -33,18 +33,15 @@ class Static:
     """A field of a record's static section, last writer by event time wins.
 
     source: the field of Content or User, or "attributes.<key>". form: how it is packed: "number" float32 (NaN is missing),
-    "time_ms" int64 (0 is missing), "hash" the first 8 bytes of BLAKE2b, "hashes" up to SET_HASHES_MAX of them, "category" the place in the
-    vocabulary counted from 1 (0 is missing or not in it).
+    "time_ms" int64 (0 is missing), "hash" the first 8 bytes of BLAKE2b, "hashes" up to SET_HASHES_MAX of them, "labels" the same, with
+    LABELS_LEFT_OUT in the last place where there are more, "category" the place in the vocabulary counted from 1 (0 is missing or not in
+    it), "embedding" int8 [EMBEDDING_DIMS], a direction (all 0 is missing).
     """
 
     name: str
     source: str
     form: str
     vocabulary: tuple[str, ...] = ()
-
-
-#: How many of a set's members (topic tags) a record keeps: later ones are not stored.
-SET_HASHES_MAX = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,32 +79,16 @@ def _ctr(_: Feature, at: Moment) -> Floats:
     return ((at.count(CLICKS) + prior) / (at.count(IMPRESSIONS) + CTR_PRIOR_IMPRESSIONS)).astype(np.float32)
 
 
-def _dwell_avg(_: Feature, at: Moment) -> Floats:
-    return _ratio(at.count(DWELL_SUM_MS) / 1000, at.count(DWELL_COUNT))
-
-
-def _dwell_per_impression(_: Feature, at: Moment) -> Floats:
-    return _ratio(at.count(DWELL_SUM_MS) / 1000, at.count(IMPRESSIONS))
-
-
-def _age_days(feature: Feature, at: Moment) -> Floats:
-    return _since(at.static(feature), at.as_of_ms, DAY_MS)
-
-
-def _idle_hours(_: Feature, at: Moment) -> Floats:
-    return _since(at.tiles.last_active_ms, at.as_of_ms, HOUR_MS)
-
-
 #: Formula by name: what a feature computes from what its record says, float32 [n]. A formula is never changed, only added:
 #: its name is part of the fingerprint.
 FORMULAS: dict[str, Callable[[Feature, Moment], Floats]] = {
     "ctr": _ctr,
-    "dwell_avg_s": _dwell_avg,
-    "dwell_per_impression_s": _dwell_per_impression,
+    "dwell_avg_s": lambda _, at: _ratio(at.count(DWELL_SUM_MS) / 1000, at.count(DWELL_COUNT)),
+    "dwell_per_impression_s": lambda _, at: _ratio(at.count(DWELL_SUM_MS) / 1000, at.count(IMPRESSIONS)),
     "impressions": lambda _, at: at.count(IMPRESSIONS).astype(np.float32),
     "number": lambda feature, at: at.static(feature).astype(np.float32),
-    "age_days": _age_days,
-    "idle_hours": _idle_hours,
+    "age_days": lambda feature, at: _since(at.static(feature), at.as_of_ms, DAY_MS),
+    "idle_hours": lambda _, at: _since(at.tiles.last_active_ms, at.as_of_ms, HOUR_MS),
 }
 
 
@@ -191,7 +172,12 @@ class Registry:
         return {kind: [place for place, feature in enumerate(self.ranking) if feature.kind == kind] for kind in (ITEM, USER, REQUEST)}
 
     def columns(self, kind: str, tiles: Tiles, as_of_ms: int | NDArray[np.int64]) -> Floats:
-        """The columns of one kind, float32 [n, features]: those of items or users whose tiles these are."""
+        """The columns of one kind, float32 [n, features]: those of items or users whose tiles these are.
+
+        Who does not want to be known by what they did is nobody, here and so in serving, replay and training.
+        """
+        if kind == USER:
+            tiles = tiles.without(np.flatnonzero(~tiles.is_personalized))
         found = [self.column(self.ranking[place], tiles, as_of_ms) for place in self.places[kind]]
         return np.stack(found, axis=1) if found else np.empty((len(tiles.known), 0), np.float32)
 
@@ -293,5 +279,13 @@ FEATURES = (
     ctr("model_ctr_24h", MODEL, HOURS_24),
     dwell_avg("model_dwell_avg_24h", MODEL, HOURS_24),
 )
-STATICS = {ITEM: (Static("author_id", "author_id", "hash"), Static("topic_tags", "topic_tags", "hashes"))}
+STATICS = {
+    ITEM: (
+        Static("author_id", "author_id", "hash"),
+        Static("topic_tags", "topic_tags", "hashes"),
+        Static("safety_labels", "safety_labels", "labels"),
+        Static("content_embedding", "content_embedding", "embedding"),
+    ),
+    USER: (Static(PERSONALIZATION, "consent.personalization", "number"), Static("region", "region", "hash")),
+}
 REGISTRY = Registry(FEATURES, STATICS)

@@ -18,6 +18,7 @@ from online_store.store import OnlineStore
 from ranker import bundle as bundles
 from ranker.bundle import Bundle
 from ranker.rank import Answer, Ranker
+from ranker.slate.rules import Rules
 from ranker.training.fit import FitSettings, Fitted, TrainingRows, fit
 from schemas import codec
 from schemas.errors import StoreAwayError, StoreError
@@ -121,9 +122,9 @@ async def fill(store: OnlineStore, now_ms: int = NOW_MS) -> None:
     await replay(log, store)
 
 
-async def on(store: OnlineStore, model: Model) -> Ranker:
+async def on(store: OnlineStore, model: Model, rules: Rules | None = None) -> Ranker:
     """A ranker that knows its store's generation."""
-    found = Ranker(store, REGISTRY, model.bundle)
+    found = Ranker(store, REGISTRY, model.bundle, rules)
     await found.refresh()
     return found
 

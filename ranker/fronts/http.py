@@ -25,7 +25,7 @@ from ranker.fronts.openapi import Place, Rank, Ranked
 from ranker.fronts.problems import Problem
 from ranker.rank import Ranker, check_request
 from schemas import codec
-from schemas.errors import DecodeError, SettingsError, StoreError
+from schemas.errors import BundleError, DecodeError, SettingsError, StoreError
 from schemas.features import Registry
 from schemas.records import CLOCK_SKEW_MS_MAX, TS_MS_MAX, RankRequest, RankResponse, Reason
 from schemas.topics import RANK_RESPONSES
@@ -57,6 +57,7 @@ class HttpFront:
         self.is_draining = False
         self._routes: tuple[tuple[str, re.Pattern[str], Callable[..., Awaitable[Reply]]], ...] = (
             ("POST", re.compile("/v1/rank"), self._rank),
+            ("GET", re.compile("/v1/explain"), self._explain),
             ("GET", re.compile("/v1/features/(?P<kind>[^/]+)/(?P<entity_id>.+)"), self._features),
             ("GET", re.compile("/healthz"), self._health),
             ("GET", re.compile("/readyz"), self._ready),
@@ -108,6 +109,16 @@ class HttpFront:
         if answer.telemetry is not None:
             self._tell(request, answer.telemetry)
         return JSON, as_json(answer.response)
+
+    async def _explain(self, scope: Scope, _: Receive) -> Reply:
+        """What POST /v1/rank would answer, and why, with its body as a query: lists are repeated, `context.tab` is one of the context."""
+        caller = self._caller(scope)
+        body = openapi.body_of(parse_qs(scope["query_string"].decode("ascii", "replace"), keep_blank_values=True))
+        request = request_of(body, caller.tenant, time.time_ns() // 1_000_000)
+        try:
+            return JSON, msgspec.json.encode(await self._ranker.explain(request))
+        except (StoreError, BundleError, TimeoutError) as error:
+            raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, f"a request would fall back now, and there is no more to say: {error}") from error
 
     async def _features(self, scope: Scope, _: Receive, kind: str, entity_id: str) -> Reply:
         caller = self._caller(scope)

@@ -1,5 +1,6 @@
 """What goes over HTTP: the shapes of bodies, and the document that describes them (OpenAPI 3.1)."""
 
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -8,6 +9,9 @@ from msgspec import Meta, Struct, field
 
 from ranker.fronts import problems
 from schemas.records import CANDIDATES_COUNT_MAX, TS_MS_MAX, Id, Long
+
+#: What a query spells with digits.
+NUMBERS = ("k", "ts_ms", "deadline_ms")
 
 
 class Rank(Struct, kw_only=True, frozen=True):
@@ -42,6 +46,20 @@ class Ranked(Struct, frozen=True):
     generation: str
 
 
+def body_of(query: Mapping[str, Sequence[str]]) -> bytes:
+    """The body that a query spells: `candidate_item_ids` repeated, numbers as digits, `context.KEY` for each key of the context."""
+    found: dict[str, Any] = {"context": {}}
+    for name, words in query.items():
+        holder, _, key = name.partition(".")
+        if holder == "context" and key:
+            found["context"][key] = words[-1]
+        elif name == "candidate_item_ids":
+            found[name] = words
+        else:
+            found[name] = int(words[-1]) if name in NUMBERS and words[-1].isdecimal() else words[-1]
+    return msgspec.json.encode(found)
+
+
 def document() -> dict[str, Any]:
     """What this front end takes and gives (OpenAPI 3.1)."""
     (rank, ranked), parts = msgspec.json.schema_components((Rank, Ranked), ref_template="#/components/schemas/{name}")
@@ -56,11 +74,20 @@ def document() -> dict[str, Any]:
     away, unknown = HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.NOT_FOUND
     where: list[Any] = [{"name": name, "in": "path", "required": True, "schema": text} for name in ("kind", "id")]
     when = {"name": "as_of_ms", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": TS_MS_MAX}}
+    asked = [
+        {"name": "user_id", "in": "query", "required": True, "schema": text},
+        {"name": "candidate_item_ids", "in": "query", "required": True, "schema": {"type": "array", "items": text}},
+        *({"name": name, "in": "query", "schema": {"type": "integer", "minimum": 1}} for name in NUMBERS),
+        {"name": "request_id", "in": "query", "schema": text},
+    ]
     refused, hurried = HTTPStatus.UNAUTHORIZED, HTTPStatus.TOO_MANY_REQUESTS
     body = {"required": True, "content": {"application/json": {"schema": rank}}}
     paths = {
         "/v1/rank": {
             "post": {"requestBody": body, "responses": answers(ranked, HTTPStatus.BAD_REQUEST, refused, too_large, invalid, hurried)}
+        },
+        "/v1/explain": {
+            "get": {"parameters": asked, "responses": answers({"type": "object"}, HTTPStatus.BAD_REQUEST, refused, invalid, hurried, away)}
         },
         "/v1/features/{kind}/{id}": {
             "get": {"parameters": [*where, when], "responses": answers({"type": "object"}, refused, unknown, invalid, hurried, away)}

@@ -7,7 +7,7 @@ when the next begins, so that nothing is being read twice.
 import asyncio
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,8 +18,9 @@ from online_store.reading import read
 from online_store.record import layouts
 from online_store.store import OnlineStore
 from ranker.reads.breaker import Breaker
-from ranker.reads.near import NEAR_MS, STALE_MS_MAX, Columns, Near
-from schemas.aggregates import CLICKS, IMPRESSIONS, ITEM, USER, Tiles
+from ranker.reads.near import NEAR_MS, NOWHERE, STALE_MS_MAX, Columns, Near
+from ranker.slate.slate import Viewer
+from schemas.aggregates import IMPRESSIONS, ITEM, USER, Tiles
 from schemas.errors import StoreAwayError
 from schemas.features import Registry
 from schemas.records import RankRequest
@@ -46,13 +47,15 @@ class Asked(NamedTuple):
 class Read(NamedTuple):
     """What n candidates of r requests say, request by request.
 
-    items: of the candidates; starts: int64 [r + 1], where each request's begin. users: float32 [r, user features]. stale_ms: float64 [r],
-    how old the oldest of a request's entries was that came from the near cache. new_ids: items that were read for this; new: what they say.
+    items: of the candidates; starts: int64 [r + 1], where each request's begin. users: float32 [r, user features]; viewers: who they are.
+    stale_ms: float64 [r], how old the oldest of a request's entries was that came from the near cache. new_ids: items that were read for
+    this; new: what they say.
     """
 
     items: Columns
     starts: Ints
     users: NDArray[np.float32]
+    viewers: list[Viewer]
     stale_ms: NDArray[np.float64]
     new_ids: list[str]
     new: Columns
@@ -61,9 +64,15 @@ class Read(NamedTuple):
 class Reader:
     """Reads for rankers of one store and one registry."""
 
-    def __init__(self, store: OnlineStore, registry: Registry, fold: Callable[[NDArray[np.float32]], NDArray[np.uint64] | None]) -> None:
-        """Nothing is read before the first call. fold: what a model makes of items' features beforehand, None where it makes nothing."""
+    def __init__(
+        self, store: OnlineStore, registry: Registry, fold: Callable[[NDArray[np.float32]], NDArray[np.uint64] | None], facts: Iterable[str]
+    ) -> None:
+        """Nothing is read before the first call.
+
+        fold: what a model makes of items' features beforehand, None where it makes nothing. facts: what a slate looks at of an item.
+        """
         self._fold = fold
+        self._facts = tuple(facts)
         self._store = store
         self._registry = registry
         self._layouts = layouts(registry)
@@ -74,9 +83,10 @@ class Reader:
 
     def columns(self, tiles: Tiles, as_of_ms: Ints) -> Columns:
         """Items as they are scored and ordered."""
-        facts = {**tiles.statics, "removed": tiles.removed}
+        said = {**tiles.statics, "removed": tiles.removed}
         if tiles.counts.shape[1]:
-            facts |= {"impressions": tiles.counts[:, -1, IMPRESSIONS], "clicks": tiles.counts[:, -1, CLICKS]}
+            said["impressions"] = tiles.counts[:, -1, IMPRESSIONS]
+        facts = {name: said[name] for name in self._facts if name in said}
         vectors = self._registry.columns(ITEM, tiles, as_of_ms)
         folded = self._fold(vectors)
         return Columns(vectors, facts if folded is None else facts | {FOLDED: folded})
@@ -108,29 +118,38 @@ class Reader:
         known = ages <= STALE_MS_MAX
         if 2 * known.sum() < len(places):
             return None
-        items = self._unknown.take(np.zeros(len(places), np.int64))
-        _put(items, known, self._near.take(places[known]))
         starts = np.array([0, len(places)], np.int64)
-        return Read(items, starts, self._nobody[None, :], ages[known].max(keepdims=True), [], self._unknown.take(starts[:0]))
+        oldest_ms = ages[known].max(keepdims=True)
+        return Read(self._known(places, known), starts, self._nobody[None, :], [Viewer()], oldest_ms, [], self._unknown.take(starts[:0]))
+
+    def remembered(self, asked: Asked) -> Columns:
+        """What the near cache says of a request's candidates, however old; of others what is said of an unknown item."""
+        places = self._near.find(asked.request.tenant, asked.item_ids)
+        return self._known(places, places != NOWHERE)
+
+    def _known(self, places: Ints, known: NDArray[np.bool_]) -> Columns:
+        """Items from the near cache, where they are known there."""
+        items = self._unknown.take(np.zeros(len(places), np.int64))
+        if known.any():
+            _put(items, known, self._near.take(places[known]))
+        return items
 
     async def _read(self, generation: Generation, batch: Sequence[Asked], now_ms: float) -> Read:
         places, ages = self._standing(batch, now_ms)
         starts = np.cumsum([0, *(len(asked.item_ids) for asked in batch)])
         near = ages <= NEAR_MS
-        items = self._unknown.take(np.zeros(len(places), np.int64))
-        if near.any():
-            _put(items, near, self._near.take(places[near]))
+        items = self._known(places, near)
         missing = np.flatnonzero(~near)
         wanted = _wanted(batch, starts, missing)
         firsts: dict[Wanted, int] = {}
         for want, ts_ms in wanted:
             firsts.setdefault(want, ts_ms)
-        users, found = await self._fetch(generation, batch, firsts, now_ms)
+        users, viewers, found = await self._fetch(generation, batch, firsts, now_ms)
         if wanted:
             place_of = {want: place for place, want in enumerate(firsts)}
             _put(items, missing, found.take(np.array([place_of[want] for want, _ in wanted], np.int64)))
         stale_ms = np.maximum.reduceat(np.where(near, ages, 0.0), starts[:-1])
-        return Read(items, starts, users, stale_ms, [item_id for _, item_id, _ in firsts], found)
+        return Read(items, starts, users, viewers, stale_ms, [item_id for _, item_id, _ in firsts], found)
 
     def _standing(self, batch: Sequence[Asked], now_ms: float) -> tuple[Ints, NDArray[np.float64]]:
         """Where all candidates stand in the near cache, and how old they are there."""
@@ -140,17 +159,18 @@ class Reader:
 
     async def _fetch(
         self, generation: Generation, batch: Sequence[Asked], wanted: Mapping[Wanted, int], now_ms: float
-    ) -> tuple[NDArray[np.float32], Columns]:
-        """The users' features, and what is wanted as of the first moment that it is wanted for, which is near from now on."""
+    ) -> tuple[NDArray[np.float32], list[Viewer], Columns]:
+        """The users' features, who they are, and what is wanted as of the first moment that it is wanted for, which is near from now on."""
         users = [Entity(asked.request.tenant, USER, asked.request.user_id) for asked in batch]
         items = [Entity(tenant, ITEM, item_id) for tenant, item_id, _ in wanted]
         raws = await self._values([record_key(generation, entity) for entity in (*users, *items)])
         moments = np.array([asked.request.ts_ms for asked in batch], np.int64)
-        of_users = self._registry.columns(USER, read(self._layouts[USER], raws[: len(users)], moments), moments)
+        said = read(self._layouts[USER], raws[: len(users)], moments)
+        of_users = self._registry.columns(USER, said, moments)
         moments = np.array(list(wanted.values()), np.int64)
         found = self.columns(read(self._layouts[ITEM], raws[len(users) :], moments), moments)
         self._near.put([(tenant, item_id) for tenant, item_id, _ in wanted], found, now_ms, moments)
-        return of_users, found
+        return of_users, _viewers(said), found
 
     async def _values(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """What stands under keys; asked once more where the connection was lost at once."""
@@ -159,6 +179,12 @@ class Reader:
         except StoreAwayError:
             await asyncio.sleep(random.uniform(0, RETRY_MS_MAX) / 1000)  # noqa: S311  # spreads load, keeps no secret
             return await self._store.read(keys)
+
+
+def _viewers(users: Tiles) -> list[Viewer]:
+    regions = users.statics.get("region")
+    known = [0] * len(users.known) if regions is None else regions.tolist()
+    return list(map(Viewer, known, users.is_personalized.tolist()))
 
 
 def _wanted(batch: Sequence[Asked], starts: Ints, missing: Ints) -> list[tuple[Wanted, int]]:

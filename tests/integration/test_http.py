@@ -186,6 +186,36 @@ async def test_features_are_shown(world: World) -> None:
     assert (known.body["windows"]["24h"]["impressions"], unknown.body["id"], unknown.body["known"]) == (4, "a/b%c", False)
 
 
+async def test_a_slate_is_explained(world: World) -> None:
+    """Every candidate with its features, its score, and where it would stand: where POST /v1/rank has it."""
+    asked = "user_id=u1&candidate_item_ids=i1&candidate_item_ids=i2&candidate_item_ids=i7&k=1&context.seen_item_ids=i2"
+    got = await world.ask("GET", f"/v1/explain?{asked}")
+    ranked = await world.rank(request_id="r2", candidate_item_ids=["i1", "i2", "i7"], k=1, context={"seen_item_ids": "i2"})
+    told = {item["item_id"]: (item["place"], item["reasons"]) for item in got.body["items"]}
+
+    assert told == {"i1": (1, []), "i2": (None, ["SEEN"]), "i7": (None, ["REMOVED"])}
+    assert [item["item_id"] for item in ranked.body["ranked_items"]] == ["i1"]
+    assert set(got.body["items"][0]["features"]) == set(REGISTRY.feature_names)
+    assert got.body["items"][0]["calibrated_score"] == pytest.approx(ranked.body["ranked_items"][0]["score"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "at"), [("candidate_item_ids=i1", "$"), ("user_id=u1", "$"), ("user_id=u1&candidate_item_ids=i1&k=many", "$.k")]
+)
+async def test_what_cannot_be_explained_is_a_problem(world: World, asked: str, at: str) -> None:
+    """As a body that says the same would be."""
+    got = await world.ask("GET", f"/v1/explain?{asked}")
+
+    assert (got.status, got.body["at"]) == (422, at)
+
+
+async def test_without_the_store_nothing_is_explained(world: World) -> None:
+    """There is nothing to say of a fallback: 503, and why."""
+    world.store.read_fault = away
+
+    assert (await world.ask("GET", "/v1/explain?user_id=u1&candidate_item_ids=i1")).status == HTTPStatus.SERVICE_UNAVAILABLE
+
+
 @pytest.mark.parametrize(
     ("path", "status"),
     [("/v1/features/planet/x", 404), ("/v1/features/item/x?as_of_ms=%C2%B2", 422), ("/v1/features/item/x?as_of_ms=0", 422)],

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from online_store.reading import read
 from online_store.record import RECORD_VERSION, ROW, TTL_FACTOR, TTL_JITTER, Layout, hash_of, layouts, merge, pack_field
-from schemas.aggregates import COUNTERS, Tiles
+from schemas.aggregates import COUNTERS, SET_HASHES_MAX, Tiles
 from schemas.errors import StoreError
-from schemas.features import REGISTRY, SET_HASHES_MAX, Registry, Static, category, number
+from schemas.features import REGISTRY, Registry, Static, category, number
 from schemas.records import Content, User
 from schemas.windows import DAY_MS, DAYS_30, HOUR_1, LATENESS_MS, MINUTE_MS
 from tests.worlds import NOW_MS, content, user

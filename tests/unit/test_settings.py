@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from compose.settings import Settings, load
+from ranker.slate.rules import Cap, Rules
 from schemas.errors import SettingsError
 from schemas.features import REGISTRY
 
@@ -205,3 +206,20 @@ def test_halves_of_security_are_told(tmp_path: Path) -> None:
         "MILLSTREAM_KAFKA_SASL_MECHANISM is 'GSSAPI': it takes one of PLAIN",
     ]
     assert [part for part in parts if part not in told] == []
+
+
+def test_rules_of_the_slate_are_a_table(tmp_path: Path) -> None:
+    """As millstream.toml has tables; a variable holds the same as JSON."""
+    (tmp_path / "millstream.toml").write_text(
+        '[slate]\nblocked_authors = ["spam"]\n[[slate.caps]]\nof = "author"\ncount = 2\nwindow = 10\n'
+    )
+    expected = Rules(caps=(Cap(of="author", count=2, window=10),), blocked_authors=("spam",))
+    as_json = '{"caps": [{"of": "author", "count": 2, "window": 10}], "blocked_authors": ["spam"]}'
+
+    assert load({}, {}, tmp_path / "millstream.toml").slate == expected
+    assert load({}, {"MILLSTREAM_SLATE": as_json}, tmp_path / "nothing.toml").slate == expected
+
+
+def test_a_wrong_rule_is_told(tmp_path: Path) -> None:
+    """With where it stands and the field at fault."""
+    assert "divercity" in refusal(tmp_path, {}, "[slate.divercity]\nweight = 1\n")
