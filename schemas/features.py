@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.aggregates import CLICKS, DWELL_COUNT, DWELL_SUM_MS, IMPRESSIONS, ITEM, MODEL, PERSONALIZATION, USER, Tiles
+from schemas.errors import SettingsError
 from schemas.windows import DAY_MS, DAYS_7, DAYS_30, HOUR_1, HOUR_MS, HOURS_24, Window
 
 REQUEST = "request"
@@ -113,6 +114,13 @@ class Registry:
 
     features: tuple[Feature, ...]
     statics: Mapping[str, tuple[Static, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raises SettingsError where two static fields of a kind share a name."""
+        for kind in self.kinds:
+            names = [static.name for static in self.static_fields(kind)]
+            if twice := {name for name in names if names.count(name) > 1}:
+                raise SettingsError(f"the registry has two static fields of a {kind} named {', '.join(sorted(twice))}. Rename one.")
 
     @cached_property
     def kinds(self) -> tuple[str, ...]:
@@ -286,6 +294,6 @@ STATICS = {
         Static("safety_labels", "safety_labels", "labels"),
         Static("content_embedding", "content_embedding", "embedding"),
     ),
-    USER: (Static(PERSONALIZATION, "consent.personalization", "number"), Static("region", "region", "hash")),
+    USER: (Static(PERSONALIZATION, "consent.personalization", "number"), Static("market", "region", "hash")),
 }
 REGISTRY = Registry(FEATURES, STATICS)

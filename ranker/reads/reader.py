@@ -182,8 +182,8 @@ class Reader:
 
 
 def _viewers(users: Tiles) -> list[Viewer]:
-    regions = users.statics.get("region")
-    known = [0] * len(users.known) if regions is None else regions.tolist()
+    markets = users.statics.get("market")
+    known = [0] * len(users.known) if markets is None else markets.tolist()
     return list(map(Viewer, known, users.is_personalized.tolist()))
 
 

@@ -40,9 +40,9 @@ class Candidates(NamedTuple):
 
 
 class Viewer(NamedTuple):
-    """Who looks. region: its hash, 0 if it is not known; is_personalized: whether they want to be known by what they did."""
+    """Who looks. market: its hash, 0 if it is not known; is_personalized: whether they want to be known by what they did."""
 
-    region: int = 0
+    market: int = 0
     is_personalized: bool = True
 
 
@@ -111,7 +111,7 @@ class Slates:
         if len(blocked) or len(self._blocked):
             touched |= np.where(np.isin(_authors(candidates), [*blocked, *self._blocked]), int(Touch.BLOCKED_AUTHOR), 0)
         if self.rules.safety:
-            market = _hash(context[MARKET]) if MARKET in context else viewer.region
+            market = _hash(context[MARKET]) if MARKET in context else viewer.market
             unsafe = _with_label(facts["safety_labels"], _unwanted(self.rules.safety, market, viewer))
             touched |= np.where(unsafe, int(Touch.UNSAFE), 0)
         if context.get(SEEN_ITEM_IDS):

@@ -11,6 +11,7 @@ import pytest
 from online_store.reading import read
 from online_store.record import layouts
 from schemas.aggregates import COUNTERS, Tiles
+from schemas.errors import SettingsError
 from schemas.features import (
     FEATURES,
     FORMULAS,
@@ -222,3 +223,9 @@ def test_windows_of_a_kind_differ_in_span_or_hop() -> None:
 def test_counters_are_those_of_the_design() -> None:
     """Integers all: counts and milliseconds."""
     assert COUNTERS == ("impressions", "clicks", "dwell_count", "dwell_sum_ms")
+
+
+def test_two_static_fields_of_a_name_are_refused() -> None:
+    """A record has one place for each name."""
+    with pytest.raises(SettingsError, match="named market"):
+        Registry((category("a", "user", "market", ("DE",)),), STATICS)

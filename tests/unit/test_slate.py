@@ -134,8 +134,8 @@ def test_blocked_authors_are_never_returned() -> None:
     [
         ({}, NOBODY, ["i0", "i2", "i3"]),
         ({"market": "DE"}, NOBODY, ["i2", "i3"]),
-        ({}, Viewer(region=hash_of("DE")), ["i2", "i3"]),
-        ({"market": "FR"}, Viewer(region=hash_of("DE")), ["i0", "i2", "i3"]),
+        ({}, Viewer(market=hash_of("DE")), ["i2", "i3"]),
+        ({"market": "FR"}, Viewer(market=hash_of("DE")), ["i0", "i2", "i3"]),
         ({}, Viewer(is_personalized=False), ["i0", "i3"]),
     ],
 )
