@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from online_store.keys import Generation
+from online_store.snapshot.file import Snapshot
 from online_store.store import OnlineStore
 from ranker import metrics
 from ranker.bundle import Bundle
@@ -34,7 +35,7 @@ class Ranked(NamedTuple):
 class Pipeline:
     """Ranks batches on one store with one bundle."""
 
-    def __init__(self, store: OnlineStore, registry: Registry, bundle: Bundle) -> None:
+    def __init__(self, store: OnlineStore, registry: Registry, bundle: Bundle, snapshot: Snapshot | None = None) -> None:
         """Raises BundleError for a bundle that was trained on another registry."""
         if bundle.manifest.feature_version != registry.fingerprint:
             message = (
@@ -44,7 +45,7 @@ class Pipeline:
             raise BundleError(message)
         self._registry = registry
         self._scorer = Scorer(bundle, registry.places[ITEM])
-        self._reader = Reader(store, registry, self._scorer.fold)
+        self._reader = Reader(store, registry, self._scorer.fold, snapshot)
         self._popularity = Popularity(bundle.popularity)
         self._ctr_at = longest_ctr_at(registry)
 
