@@ -30,6 +30,7 @@ from compose.local import LocalStack
 from compose.settings import Settings
 from online_store.keys import Entity
 from online_store.redis import RedisStore
+from online_store.snapshot.take import take
 from online_store.view import describe
 from replay.log import KafkaLog
 from schemas.errors import MillstreamError, SettingsError
@@ -133,13 +134,35 @@ def explain(settings: Settings, arguments: Arguments) -> Result:
     return serve.explain(settings, request)
 
 
+def snapshot(settings: Settings, arguments: Arguments) -> Result:
+    """Write what the store knows of its items into the snapshot file."""
+    if settings.snapshot_file is None:
+        raise SettingsError(
+            "snapshot_file is not set: name the file to write, for one --snapshot-file items.arrow, and set it for `serve` too."
+        )
+    started_s = time.monotonic()
+    with _progress(arguments) as progress:
+        task = progress.add_task("records", total=None)
+        records = asyncio.run(_snapshot(settings, settings.snapshot_file, lambda read, of: progress.update(task, completed=read, total=of)))
+    seconds = round(time.monotonic() - started_s, 1)
+    return {"records": records, "bytes": settings.snapshot_file.stat().st_size, "seconds": seconds, "file": str(settings.snapshot_file)}
+
+
+async def _snapshot(settings: Settings, file: Path, shown: Callable[[int, int], None]) -> int:
+    store = RedisStore(settings.store_url, settings.features, tls=settings.store_tls)
+    try:
+        return await take(store, settings.features, file, _now_ms(), shown)
+    finally:
+        await store.close()
+
+
 def dead_letters(settings: Settings, arguments: Arguments) -> Result:
     """List what could not be used, the newest last, or send it again."""
     log = KafkaLog(settings.kafka_bootstrap, settings.topic_prefix, settings.kafka_security)
     if arguments.action == "redrive":
         choice = redrives.Choice(arguments.reason, arguments.topic, arguments.from_offset, redrives.repair_of(arguments.repair))
         sender = redrives.Sender(settings.kafka_bootstrap, settings.topic_prefix, settings.kafka_security)
-        with Progress(console=Console(stderr=True), disable=arguments.json or not sys.stderr.isatty(), transient=True) as progress:
+        with _progress(arguments) as progress:
             task = progress.add_task("letters", total=sum(log.end_offsets(DEAD_LETTERS).values()))
             return asdict(redrives.redrive(log, sender, choice, lambda read: progress.update(task, completed=read)))
     letters = [found.letter for found in redrives.letters(log)]
@@ -202,6 +225,7 @@ VERBS: dict[str, Verb] = {
             ("--tenant", {"default": ""}),
         ),
     ),
+    "snapshot": Verb(snapshot, "write what the store knows of its items into the snapshot file"),
     "dead-letters": Verb(
         dead_letters,
         "list what could not be used, or send it again once that is mended",
@@ -267,6 +291,10 @@ def sentence(result: Result) -> str:
     """A result for a person: a line for each of its parts."""
     words = {name: json.dumps(value) if isinstance(value, dict | list) else value for name, value in result.items()}
     return "\n".join(f"{name.replace('_', ' ')}: {word}" for name, word in words.items())
+
+
+def _progress(arguments: Arguments) -> Progress:
+    return Progress(console=Console(stderr=True), disable=arguments.json or not sys.stderr.isatty(), transient=True)
 
 
 def _serve_metrics(settings: Settings) -> None:

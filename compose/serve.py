@@ -13,6 +13,7 @@ import uvicorn
 from compose.settings import Settings
 from online_store.redis import RedisStore
 from online_store.servers.address import without_password
+from online_store.snapshot import file as snapshots
 from ranker import bundle as bundles
 from ranker.fronts import auth
 from ranker.fronts.http import HttpFront
@@ -29,9 +30,13 @@ DRAIN_S = 5
 
 
 def serve(settings: Settings) -> str:
-    """Rank until SIGTERM or SIGINT, by the newest bundle. Returns its model_version. Raises BundleError where there is none that fits."""
+    """Rank until SIGTERM or SIGINT, by the newest bundle. Returns its model_version.
+
+    Raises BundleError where there is none that fits, SettingsError for a snapshot that does not.
+    """
     bundle = bundles.load(bundles.latest(settings.models_uri), feature_version=settings.features.fingerprint)
-    asyncio.run(_serve(settings, bundle))
+    snapshot = snapshots.load(settings.snapshot_file, settings.features) if settings.snapshot_file else None
+    asyncio.run(_serve(settings, bundle, snapshot))
     return bundle.manifest.model_version
 
 
@@ -54,9 +59,9 @@ async def _explain(settings: Settings, bundle: bundles.Bundle, request: RankRequ
         await store.close()
 
 
-async def _serve(settings: Settings, bundle: bundles.Bundle) -> None:
+async def _serve(settings: Settings, bundle: bundles.Bundle, snapshot: snapshots.Snapshot | None) -> None:
     store = RedisStore(settings.store_url, settings.features, STORE_TIMEOUT_S, settings.store_tls)
-    ranker = Ranker(store, settings.features, bundle, settings.slate)
+    ranker = Ranker(store, settings.features, bundle, settings.slate, snapshot)
     await ranker.refresh()
     group_id = f"{settings.group_id}-serve"
     names = RankSettings(settings.kafka_bootstrap, group_id, settings.topic_prefix, settings.reply_topics, settings.kafka_security)

@@ -5,6 +5,8 @@
     millstream:current                    the generation that is read
     answer:<tenant>:<request_id>          a rank response, kept so that a repeated request gets the same bytes
 
+and of a record in a snapshot, the same in every generation: user:<tenant>:<id>.
+
 The braces are a hash tag: records and guards of one shard live in one cluster slot.
 """
 
@@ -18,6 +20,8 @@ from schemas.aggregates import ENTITY_ID
 #: Shards of a new generation. More spread a cluster's load finer and cost a script call each a batch.
 SHARDS_COUNT = 64
 CURRENT = b"millstream:current"
+#: Stands for every kind of record, as in a glob.
+ANY = "*"
 
 
 class Generation(msgspec.Struct, frozen=True):
@@ -63,15 +67,20 @@ def entity_of(key: bytes) -> Entity:
     return Entity(tenant, kind, entity_id)
 
 
-def record_pattern(generation: Generation) -> bytes:
-    """A glob that all records of a generation match; what else matches, `is_record` tells."""
-    return f"*:features:{{{generation.name}.*}}:*".encode()
+def entity_key(entity: Entity) -> bytes:
+    """The key of one record in a snapshot."""
+    return f"{entity.kind}:{entity.tenant}:{entity.id}".encode()
 
 
-def is_record(key: bytes, generation: Generation) -> bool:
+def record_pattern(generation: Generation, kind: str = ANY) -> bytes:
+    """A glob that all records of a generation match, or those of one kind; what else matches, `is_record` tells."""
+    return f"{kind}:features:{{{generation.name}.*}}:*".encode()
+
+
+def is_record(key: bytes, generation: Generation, kind: str = ANY) -> bool:
     """Whether a key is that of a record of a generation: an id or a request_id may hold what looks like one."""
-    kind, _, rest = key.decode().partition(":")
-    return kind in ENTITY_ID and rest.startswith(f"features:{{{generation.name}.")
+    found, _, rest = key.decode().partition(":")
+    return found in ENTITY_ID and kind in {found, ANY} and rest.startswith(f"features:{{{generation.name}.")
 
 
 def guard_key(generation: Generation, shard: int) -> bytes:

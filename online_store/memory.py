@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from online_store.deltas import Deltas
-from online_store.keys import Generation, guard_key, is_record
+from online_store.keys import ANY, Generation, guard_key, is_record
 from online_store.record import Layout, layouts, merge
 from online_store.store import Step
 from schemas.errors import StoreError
@@ -78,10 +78,10 @@ class MemoryStore:
         self._current = self._current or generation
         return self._current
 
-    async def records(self, generation: Generation) -> AsyncIterator[bytes]:
+    async def records(self, generation: Generation, kind: str = ANY) -> AsyncIterator[bytes]:
         """As OnlineStore.records."""
         for key in list(self._values):
-            if is_record(key, generation):
+            if is_record(key, generation, kind):
                 yield key
 
     async def keep_answers(self, answers: Sequence[tuple[bytes, bytes]], ttl_ms: int) -> list[bytes]:  # noqa: ARG002  # nothing expires here

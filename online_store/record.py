@@ -99,6 +99,11 @@ class Layout:
         hops = [window.hop_ms for window in self.windows] or [0]
         return int(TTL_FACTOR * (max(spans) + min(hops) + LATENESS_MS))
 
+    @property
+    def ttl_ms_min(self) -> int:
+        """What every write that sets it leaves at least to live, milliseconds: a tombstone's does."""
+        return int(self.ttl_ms * (1 - TTL_JITTER))
+
     def pack_static(self, value: Content | User | None, partition: int, ts_ms: int, offset: int) -> NDArray[Any]:
         """The static section that a content or user record writes; None is a tombstone if it has a time, else blank."""
         section = np.zeros(1, self.static_dtype)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from prometheus_client import Counter
 
 from online_store.deltas import Deltas
-from online_store.keys import CURRENT, Generation, guard_key, is_record, record_pattern
+from online_store.keys import ANY, CURRENT, Generation, guard_key, is_record, record_pattern
 from online_store.record import Layout, layouts
 from online_store.servers.address import Tls
 from online_store.servers.node import Node, code_of, pack
@@ -129,15 +129,15 @@ class RedisStore:
         found = await self._do(b"SET", CURRENT, msgspec.json.encode(generation), b"NX", b"GET")
         return msgspec.json.decode(found, type=Generation) if found else generation
 
-    async def records(self, generation: Generation) -> AsyncIterator[bytes]:
+    async def records(self, generation: Generation, kind: str = ANY) -> AsyncIterator[bytes]:
         """As OnlineStore.records: node by node. Keys that move to another node meanwhile may be left out."""
         seen: set[bytes] = set()
         for node in await self._primaries():
             cursor = b""
             while cursor != b"0":
-                cursor, keys = await self._scan(node, cursor or b"0", record_pattern(generation))
+                cursor, keys = await self._scan(node, cursor or b"0", record_pattern(generation, kind))
                 for key in keys:
-                    if key not in seen and is_record(key, generation):
+                    if key not in seen and is_record(key, generation, kind):
                         seen.add(key)
                         yield key
 

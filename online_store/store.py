@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from online_store.deltas import Deltas
-from online_store.keys import Generation
+from online_store.keys import ANY, Generation
 from schemas.topics import Source
 
 
@@ -40,8 +40,8 @@ class OnlineStore(Protocol):
     async def begin(self, generation: Generation) -> Generation:
         """Make a generation the current one if there is none. Returns the current one."""
 
-    def records(self, generation: Generation) -> AsyncIterator[bytes]:
-        """The keys of all records of a generation, each once, in no order."""
+    def records(self, generation: Generation, kind: str = ANY) -> AsyncIterator[bytes]:
+        """The keys of all records of a generation, or of those of one kind, each once, in no order."""
 
     async def keep_answers(self, answers: Sequence[tuple[bytes, bytes]], ttl_ms: int) -> list[bytes]:
         """Keep each answer under its key unless one is kept there already. Returns those that are kept."""

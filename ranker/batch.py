@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from online_store.keys import Generation
+from online_store.snapshot.file import Snapshot
 from online_store.store import OnlineStore
 from ranker import metrics
 from ranker.bundle import Bundle
@@ -38,7 +39,7 @@ class Ranked(NamedTuple):
 class Pipeline:
     """Ranks batches on one store with one bundle."""
 
-    def __init__(self, store: OnlineStore, registry: Registry, bundle: Bundle, rules: Rules) -> None:
+    def __init__(self, store: OnlineStore, registry: Registry, bundle: Bundle, rules: Rules, snapshot: Snapshot | None) -> None:
         """Raises BundleError for a bundle that was trained on another registry, SettingsError for rules that it does not fit."""
         if bundle.manifest.feature_version != registry.fingerprint:
             message = (
@@ -50,7 +51,7 @@ class Pipeline:
         self._scorer = Scorer(bundle, registry.places[ITEM])
         check(rules, registry)
         self._slates = Slates.by(rules)
-        self._reader = Reader(store, registry, self._scorer.fold, rules.facts)
+        self._reader = Reader(store, registry, self._scorer.fold, rules.facts, snapshot)
         self._popularity = Popularity(bundle.popularity)
         self._ctr_at = longest_ctr_at(registry)
 

@@ -10,6 +10,7 @@ REPEATS = Counter("millstream_rank_repeats", "Rank requests answered with the an
 FALLBACKS = Counter("millstream_rank_fallbacks", "Fallbacks, by what was at fault.", ["cause"])
 LATENCY = Histogram("millstream_rank_latency_seconds", "From a request's receipt to its answer.", buckets=BUCKETS)
 STAGES = Histogram("millstream_rank_stage_seconds", "Time a request spent in each stage.", ["stage"], buckets=BUCKETS)
+BACKFILLED = Counter("millstream_rank_backfilled", "Items that the store lacked, by what the snapshot had of them.", ["outcome"])
 DEAD_LETTERS = Counter("millstream_rank_dead_letters", "Rank requests sent to dead-letters.", ["reason"])
 REPLIES_REFUSED = Counter("millstream_rank_replies_refused", "Reply topics named by a request that are not on the allow-list.")
 TELEMETRY_DROPPED = Counter("millstream_rank_telemetry_dropped", "Telemetry of HTTP answers that Kafka did not take in time.")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from online_store.keys import Generation, answer_key
+from online_store.snapshot.file import Snapshot
 from online_store.store import OnlineStore
 from ranker import encode, metrics
 from ranker.batch import Pipeline, Ranked, cause_of
@@ -68,11 +69,16 @@ class Call:
 class Ranker:
     """Ranks requests on one store with one bundle."""
 
-    def __init__(self, store: OnlineStore, registry: Registry, bundle: Bundle, rules: Rules | None = None) -> None:
-        """Raises BundleError for a bundle that was trained on another registry, SettingsError for rules that it does not fit."""
+    def __init__(
+        self, store: OnlineStore, registry: Registry, bundle: Bundle, rules: Rules | None = None, snapshot: Snapshot | None = None
+    ) -> None:
+        """snapshot: has items that the store may have lost.
+
+        Raises BundleError for a bundle that was trained on another registry, SettingsError for rules that it does not fit.
+        """
         self._store = store
         self._manifest = bundle.manifest
-        self._pipeline = Pipeline(store, registry, bundle, rules or Rules())
+        self._pipeline = Pipeline(store, registry, bundle, rules or Rules(), snapshot)
         self._answers: OrderedDict[bytes, bytes] = OrderedDict()
         self._calls: dict[bytes, Call] = {}
         self._waiting: deque[Call] = deque()

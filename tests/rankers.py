@@ -14,6 +14,8 @@ from online_store.keys import Entity, Generation, record_key
 from online_store.memory import MemoryStore
 from online_store.reading import read
 from online_store.record import layouts
+from online_store.snapshot.file import Snapshot, load
+from online_store.snapshot.take import take
 from online_store.store import OnlineStore
 from ranker import bundle as bundles
 from ranker.bundle import Bundle
@@ -122,9 +124,15 @@ async def fill(store: OnlineStore, now_ms: int = NOW_MS) -> None:
     await replay(log, store)
 
 
-async def on(store: OnlineStore, model: Model, rules: Rules | None = None) -> Ranker:
+async def snapshot_of(store: OnlineStore, folder: Path, made_at_ms: int = NOW_MS) -> Snapshot:
+    """A snapshot of a store as it is now."""
+    await take(store, REGISTRY, folder / "items.arrow", made_at_ms, lambda _, __: None)
+    return load(folder / "items.arrow", REGISTRY)
+
+
+async def on(store: OnlineStore, model: Model, rules: Rules | None = None, snapshot: Snapshot | None = None) -> Ranker:
     """A ranker that knows its store's generation."""
-    found = Ranker(store, REGISTRY, model.bundle, rules)
+    found = Ranker(store, REGISTRY, model.bundle, rules, snapshot)
     await found.refresh()
     return found
 

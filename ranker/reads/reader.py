@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from online_store.keys import Entity, Generation, record_key
 from online_store.reading import read
 from online_store.record import layouts
+from online_store.snapshot.file import Snapshot
 from online_store.store import OnlineStore
+from ranker.reads.backfill import Backfill
 from ranker.reads.breaker import Breaker
 from ranker.reads.near import NEAR_MS, NOWHERE, STALE_MS_MAX, Columns, Near
 from ranker.slate.slate import Viewer
@@ -65,11 +67,16 @@ class Reader:
     """Reads for rankers of one store and one registry."""
 
     def __init__(
-        self, store: OnlineStore, registry: Registry, fold: Callable[[NDArray[np.float32]], NDArray[np.uint64] | None], facts: Iterable[str]
+        self,
+        store: OnlineStore,
+        registry: Registry,
+        fold: Callable[[NDArray[np.float32]], NDArray[np.uint64] | None],
+        facts: Iterable[str],
+        snapshot: Snapshot | None,
     ) -> None:
-        """Nothing is read before the first call.
+        """Nothing is read before the first call. fold: what a model makes of items' features beforehand, None where it makes nothing.
 
-        fold: what a model makes of items' features beforehand, None where it makes nothing. facts: what a slate looks at of an item.
+        facts: what a slate looks at of an item. snapshot: of items that the store may have lost.
         """
         self._fold = fold
         self._facts = tuple(facts)
@@ -78,6 +85,7 @@ class Reader:
         self._layouts = layouts(registry)
         self._near = Near()
         self._breaker = Breaker()
+        self._backfill = None if snapshot is None else Backfill(snapshot)
         self._unknown = self.columns(read(self._layouts[ITEM], [None], 0), np.zeros(1, np.int64))
         self._nobody = registry.columns(USER, read(self._layouts[USER], [None], 0), 0)[0]
 
@@ -101,8 +109,7 @@ class Reader:
         if not self._breaker.allows(now_s):
             raise StoreAwayError(f"the store failed {self._breaker.failures} times in a row and is left alone for a while")
         try:
-            async with asyncio.timeout(STORE_MS_MAX / 1000):
-                found = await self._read(generation, batch, now_s * 1000)
+            found = await self._read(generation, batch, now_s * 1000)
         except (TimeoutError, StoreAwayError):
             self._breaker.failed(time.monotonic())
             raise
@@ -164,21 +171,25 @@ class Reader:
         users = [Entity(asked.request.tenant, USER, asked.request.user_id) for asked in batch]
         items = [Entity(tenant, ITEM, item_id) for tenant, item_id, _ in wanted]
         raws = await self._values([record_key(generation, entity) for entity in (*users, *items)])
+        of_users, of_items = raws[: len(users)], raws[len(users) :]
         moments = np.array([asked.request.ts_ms for asked in batch], np.int64)
-        said = read(self._layouts[USER], raws[: len(users)], moments)
-        of_users = self._registry.columns(USER, said, moments)
+        said = read(self._layouts[USER], of_users, moments)
+        known = self._registry.columns(USER, said, moments)
         moments = np.array(list(wanted.values()), np.int64)
-        found = self.columns(read(self._layouts[ITEM], raws[len(users) :], moments), moments)
+        if self._backfill:
+            await self._backfill.fill(items, of_items, moments)
+        found = self.columns(read(self._layouts[ITEM], of_items, moments), moments)
         self._near.put([(tenant, item_id) for tenant, item_id, _ in wanted], found, now_ms, moments)
-        return of_users, _viewers(said), found
+        return known, _viewers(said), found
 
     async def _values(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """What stands under keys; asked once more where the connection was lost at once."""
-        try:
-            return await self._store.read(keys)
-        except StoreAwayError:
-            await asyncio.sleep(random.uniform(0, RETRY_MS_MAX) / 1000)  # noqa: S311  # spreads load, keeps no secret
-            return await self._store.read(keys)
+        """What stands under keys; asked once more where the connection was lost at once. Raises TimeoutError past STORE_MS_MAX."""
+        async with asyncio.timeout(STORE_MS_MAX / 1000):
+            try:
+                return await self._store.read(keys)
+            except StoreAwayError:
+                await asyncio.sleep(random.uniform(0, RETRY_MS_MAX) / 1000)  # noqa: S311  # spreads load, keeps no secret
+                return await self._store.read(keys)
 
 
 def _viewers(users: Tiles) -> list[Viewer]:

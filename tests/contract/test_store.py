@@ -250,6 +250,15 @@ async def test_records_are_listed_each_once(store: OnlineStore) -> None:
     assert found == sorted([key("a"), key("b"), key("x:features:{g4.1}:y")])
 
 
+async def test_records_of_one_kind_are_listed(store: OnlineStore) -> None:
+    """Whatever the ids of others hold."""
+    users = [key(entity_id, "user") for entity_id in ("a", "item:features:{g3.1}:y")]
+    added = Deltas([key("a"), *users], bytes(KINDS.index(kind) for kind in ("item", "user", "user")), rows(), [])
+    await apply(store, added)
+
+    assert [name async for name in store.records(GENERATION, "item")] == [key("a")]
+
+
 async def test_many_records_are_listed_completely(store: OnlineStore) -> None:
     """More than one look at the key space."""
     entity_ids = [str(number) for number in range(3_000)]

@@ -19,7 +19,9 @@ from confluent_kafka.cimpl import NewTopic
 
 from compose import topics
 from compose.local import Server
+from online_store.memory import MemoryStore
 from online_store.redis import RedisStore
+from online_store.snapshot.file import Made, writing
 from ranker.fronts.http import as_json
 from ranker.rank import DEADLINE_MS
 from schemas import codec
@@ -30,6 +32,7 @@ from tests import rankers
 from tests.rankers import ITEMS
 from tests.services import free_port
 from tests.workers import Process, Reader, command, committed, ends, own_store, send, wait_until
+from tests.worlds import Log, content, replay
 
 CORRELATION, TRACE, REPLY_TOPIC, REPLY_PARTITION = "kafka_correlationId", "traceparent", "kafka_replyTopic", "kafka_replyPartition"
 #: Request ids that no other test uses.
@@ -107,6 +110,14 @@ async def fill(url: str) -> None:
     store = RedisStore(url, REGISTRY)
     await rankers.fill(store, time.time_ns() // 1_000_000 - 120_000)
     await store.close()
+
+
+async def make_snapshot(folder: Path, item_id: str) -> None:
+    """items.arrow in a folder, of one item that no store has."""
+    log, store, now_ms = Log(), MemoryStore(REGISTRY), time.time_ns() // 1_000_000
+    log.add(content(item_id, now_ms))
+    await replay(log, store)
+    await rankers.snapshot_of(store, folder, now_ms)
 
 
 @pytest.fixture(scope="module")
@@ -322,6 +333,26 @@ def test_missing_topics_are_named(world: World, tmp_path: Path) -> None:
     assert (code, "has no topic nowhere" in worker.log) == (2, True)
 
 
+def test_items_that_the_store_lost_come_from_the_snapshot(world: World, tmp_path: Path) -> None:
+    """An item in the file that `snapshot_file` names is not scored as one that never was."""
+    asyncio.run(make_snapshot(tmp_path, "lost"))
+    with serving(world, tmp_path, http_port=str(port := free_port()), snapshot_file=str(tmp_path / "items.arrow"), group_id="backfill"):
+        wait_until(lambda: len(set(vectors(world, port, "lost", "never"))) == 2)
+        unknown = vectors(world, port, "never", "nor this")
+
+    assert len(set(unknown)) == 1
+
+
+def test_a_snapshot_of_another_registry_is_told_at_the_start(world: World, tmp_path: Path) -> None:
+    """Nobody serves by records that would be read wrongly."""
+    with writing(tmp_path / "items.arrow", Made("g1", "another", 0)):
+        pass
+    with command(tmp_path, "serve", **world.settings, snapshot_file=str(tmp_path / "items.arrow")) as worker:
+        code = worker.exit_code()
+
+    assert (code, "Make it anew with `millstream snapshot`" in worker.log) == (2, True)
+
+
 def test_http_and_kafka_give_one_answer(world: World, tmp_path: Path) -> None:
     """To one request_id, whichever front end is asked first; what HTTP alone was asked is told to Kafka all the same."""
     with serving(world, tmp_path, http_port=str(port := free_port()), group_id="rank-http"):
@@ -333,6 +364,15 @@ def test_http_and_kafka_give_one_answer(world: World, tmp_path: Path) -> None:
     assert isinstance(told, RankTelemetry)
     ranked = [item["item_id"] for item in json.loads(by_http[1])["ranked_items"]]
     assert (by_http[0], [item.item_id for item in told.items]) == (by_kafka, ranked)
+
+
+def vectors(world: World, port: int, *candidates: str) -> list[bytes]:
+    """What a worker's model was shown of some items, asked over HTTP."""
+    asked = request(*candidates)
+    over_http(port, asked)
+    told = codec.decode(RANK_TELEMETRY, world.telemetry(asked).value)
+    assert isinstance(told, RankTelemetry)
+    return [item.vector for item in told.items]
 
 
 def over_http(port: int, asked: RankRequest) -> bytes:

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from online_store.keys import Generation
+from online_store.keys import ANY, Generation
 from online_store.memory import MemoryStore
 from online_store.store import OnlineStore, Step
 from schemas.errors import StoreAwayError, StoreError
@@ -212,9 +212,9 @@ class Connection(OnlineStore):
         """As OnlineStore.current."""
         return await self.replicas.primary.current()
 
-    def records(self, generation: Generation) -> AsyncIterator[bytes]:
+    def records(self, generation: Generation, kind: str = ANY) -> AsyncIterator[bytes]:
         """As OnlineStore.records."""
-        return self.replicas.primary.records(generation)
+        return self.replicas.primary.records(generation, kind)
 
     async def keep_answers(self, answers: Sequence[tuple[bytes, bytes]], ttl_ms: int) -> list[bytes]:
         """As OnlineStore.keep_answers."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from online_store.keys import Entity, Generation, answer_key, entity_of, guard_key, is_record, record_key, shard_of
+from online_store.keys import Entity, Generation, answer_key, entity_key, entity_of, guard_key, is_record, record_key, shard_of
 
 GENERATION = Generation(3, "f" * 16)
 
@@ -22,6 +22,12 @@ def test_a_key_names_its_entity(tenant: str, entity_id: str) -> None:
     entity = Entity(tenant, "item", entity_id)
 
     assert entity_of(record_key(GENERATION, entity)) == entity
+
+
+@pytest.mark.parametrize("other", [Entity("acme", "item", "a"), Entity("", "item", "acme:a"), Entity("acme", "user", "a:b")])
+def test_a_key_in_a_snapshot_is_its_entitys_alone(other: Entity) -> None:
+    """No other tenant, kind or id spells the same; a tenant holds no colon."""
+    assert entity_key(Entity("acme", "item", "a:b")) != entity_key(other)
 
 
 def test_shards_are_spread_evenly() -> None:
