@@ -4,7 +4,7 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types layers tests simulate-nightly chaos-ingest bench-ingest bench-freshness bench-memory bench-rank soak-backpressure format lock clean
+.PHONY: help demo test lint types layers tests fuzz-rank fuzz-http simulate-nightly chaos-ingest bench-ingest bench-freshness bench-memory bench-rank soak-backpressure format lock clean
 
 help: ## list every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,12 @@ layers: .venv/ready ## which folder may import which (import-linter)
 
 tests: .venv/ready ## every test (pytest); ARGS="-k name" for some
 	$(BIN)/python -m pytest $(ARGS)
+
+fuzz-rank: .venv/ready ## 100,000 mutated rank requests through a real broker to a real worker; ARGS="--seed 1 --requests 2000"
+	$(BIN)/python -m tests.fuzz $(ARGS)
+
+fuzz-http: .venv/ready ## requests made from the served OpenAPI document, good and bad; ARGS="--seed 1 --examples 100"
+	$(BIN)/python -m tests.fuzz.openapi $(ARGS)
 
 simulate-nightly: .venv/ready ## every rule of ingest taken out once, then 10,000 seeded runs under faults, in virtual time
 	$(BIN)/python -m tests.simulation.mutations

@@ -27,6 +27,9 @@ from streams.schema_registry import schema_ids
 STORE_TIMEOUT_S = 1.0
 #: How long requests under way may take once we are told to stop (seconds); each has a deadline far below it.
 DRAIN_S = 5
+#: How long an idle connection is kept (seconds): longer than balancers keep theirs, 60 as a rule. Who hangs up first must not be us, or a
+#: request is on its way to a closed connection.
+KEEP_ALIVE_S = 75
 
 
 def serve(settings: Settings) -> str:
@@ -75,6 +78,7 @@ async def _serve(settings: Settings, bundle: bundles.Bundle, snapshot: snapshots
         async with _listening(front, settings):
             logging.getLogger("millstream.serve").info("serve is up: model %s", bundle.manifest.model_version)
             await worker.run(stop)
+        await asyncio.to_thread(worker.flush)
     finally:
         await store.close()
 
@@ -106,8 +110,10 @@ async def _listening(front: HttpFront, settings: Settings) -> AsyncIterator[None
 
 def http_config(front: HttpFront) -> uvicorn.Config:
     """How an HTTP front end is served."""
-    said: dict[str, Any] = {"http": "httptools", "lifespan": "off", "access_log": False, "log_level": "warning", "server_header": False}
-    return uvicorn.Config(front, timeout_graceful_shutdown=DRAIN_S, **said)
+    # WebSockets are refused as any upgrade is: uvicorn would hand them on, were there a library for them.
+    said: dict[str, Any] = {"http": "httptools", "ws": "none", "lifespan": "off", "access_log": False}
+    said |= {"log_level": "warning", "server_header": False}
+    return uvicorn.Config(front, timeout_graceful_shutdown=DRAIN_S, timeout_keep_alive=KEEP_ALIVE_S, **said)
 
 
 def _socket(host: str, port: int) -> socket.socket:

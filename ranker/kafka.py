@@ -8,6 +8,7 @@ kafka_correlationId); traceparent is carried on.
 
 import asyncio
 import logging
+import operator
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -21,16 +22,16 @@ from ranker.rank import Answer, Ranker, check_request
 from schemas import codec
 from schemas.errors import DecodeError, LogError, kafka_advice
 from schemas.records import CLOCK_SKEW_MS_MAX, LETTER_BYTES_MAX, RankRequest, Reason
-from schemas.topics import (
-    DEAD_LETTERS,
-    RANK_REQUESTS,
-    RANK_RESPONSES,
-    RANK_TELEMETRY,
-    BadRecord,
-    StoredRecord,
-)
+from schemas.topics import DEAD_LETTERS, RANK_REQUESTS, RANK_RESPONSES, RANK_TELEMETRY, BadRecord, StoredRecord
 
 REPLY_TOPIC, REPLY_PARTITION, CORRELATION_ID, TRACE = "kafka_replyTopic", "kafka_replyPartition", "kafka_correlationId", "traceparent"
+#: A correlation id or a trace longer than this (bytes) is dead-lettered. Carried on, it could make an answer longer than Kafka takes, and
+#: one request would stop every worker.
+HEADER_BYTES_MAX = 4_096
+#: What stands in place of headers of which one's name is not UTF-8: confluent-kafka fails on it, and gives none of them.
+UNREADABLE = (("unreadable", b""),)
+#: Called plainly it gives a list with a hole and leaves an error set, which a warm interpreter sees too late; called so, it is seen.
+_headers = operator.methodcaller("headers")
 #: Requests taken at once. More would let the last of a batch wait for longer than its deadline.
 BATCH_ROWS_MAX = 64
 #: How long a poll waits for a first request (seconds): also how long a stop may go unnoticed.
@@ -186,6 +187,10 @@ class RankWorker:
         except BufferError:
             metrics.TELEMETRY_DROPPED.inc()
 
+    def flush(self) -> None:
+        """Wait until Kafka has the telemetry of the last answers that other front ends gave."""
+        self._producer.flush(FLUSH_S)
+
     def _destination(self, headers: dict[str, bytes]) -> tuple[str, int]:
         """Where an answer goes: where the request asks, if that is allowed."""
         named = headers.get(REPLY_TOPIC, b"").decode(errors="replace")
@@ -206,16 +211,10 @@ class RankWorker:
     def _produce(
         self, topic: str, key: bytes | None, value: bytes, timestamp: int, headers: Sequence[tuple[str, bytes]], partition: int = -1
     ) -> None:
-        arguments: dict[str, Any] = {
-            "key": key,
-            "headers": list(headers),
-            "timestamp": timestamp,
-            "partition": partition,
-            "on_delivery": self._delivered,
-        }
+        place: dict[str, Any] = {"timestamp": timestamp, "partition": partition, "headers": list(headers)}
         while True:
             try:
-                self._producer.produce(topic, value, **arguments)
+                self._producer.produce(topic, value, key, on_delivery=self._delivered, **place)
             except BufferError:
                 self._producer.poll(0.01)
             else:
@@ -274,24 +273,26 @@ class RankWorker:
 
 def decode_request(record: StoredRecord, schema_ids: codec.SchemaIds | None = None) -> RankRequest:
     """A request that can be answered. Raises DecodeError with the reason code of its dead letter."""
+    if record.headers is UNREADABLE:
+        raise DecodeError(Reason.MALFORMED, "the name of a header is not UTF-8: none of its headers can be read")
     request = codec.decode(RANK_REQUESTS, record.value, record.headers, schema_ids)
     assert isinstance(request, RankRequest), request
     codec.check(request, record.timestamp)
     if record.timestamp - request.ts_ms > CLOCK_SKEW_MS_MAX:
         raise DecodeError(Reason.OUT_OF_RANGE, f"ts_ms {request.ts_ms} is long before its record's timestamp {record.timestamp}")
     check_request(request)
+    for name, header in record.headers:
+        if name in (CORRELATION_ID, TRACE) and len(header) > HEADER_BYTES_MAX:
+            raise DecodeError(Reason.OVERSIZE, f"header {name} has {len(header)} bytes, at most {HEADER_BYTES_MAX} are carried on")
     return request
 
 
 def _record(message: Message) -> StoredRecord:
-    found: Any = message.headers()
-    headers = tuple((name, value or b"") for name, value in found or ())
-    return StoredRecord(
-        str(message.topic()),
-        int(message.partition() or 0),
-        int(message.offset() or 0),
-        int(message.timestamp()[1]),
-        message.key(),
-        message.value(),
-        headers,
-    )
+    try:
+        found: Any = _headers(message)
+    except SystemError:
+        headers = UNREADABLE
+    else:
+        headers = tuple((name, value or b"") for name, value in found or ())
+    place = (str(message.topic()), int(message.partition() or 0), int(message.offset() or 0))
+    return StoredRecord(*place, int(message.timestamp()[1]), message.key(), message.value(), headers)

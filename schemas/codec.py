@@ -155,6 +155,9 @@ def check(record: Content | User | RankRequest, timestamp_ms: int) -> None:
         raise DecodeError(Reason.FUTURE_DATED, f"ts_ms {record.ts_ms} is ahead of its record's timestamp {timestamp_ms}")
 
 
+#: A dead letter's detail is cut there (characters). It may quote its record, which stands beside it: longer, it could make a letter that
+#: Kafka does not take.
+DETAIL_LENGTH_MAX = 1_000
 #: What stands before the names of a dead letter's headers: Kafka Connect's.
 LETTER_HEADERS = "__connect.errors."
 #: Behind it, the Kafka timestamp of the record, and what stands before the names of the record's own headers. These two are ours.
@@ -164,13 +167,13 @@ LETTER_ORIGINAL = f"{LETTER_HEADERS}header."
 
 def dead_letter(bad: BadRecord) -> tuple[bytes, list[tuple[str, bytes]]]:
     """Value and headers of a dead letter; the headers are named as Kafka Connect names them, so that its tools show them."""
-    record = bad.record
+    record, detail = bad.record, bad.detail[:DETAIL_LENGTH_MAX]
     letter = DeadLetter(
         topic=record.topic,
         partition=record.partition,
         offset=record.offset,
         reason=bad.reason,
-        detail=bad.detail,
+        detail=detail,
         value=record.value,
         key=record.key,
     )
@@ -179,7 +182,7 @@ def dead_letter(bad: BadRecord) -> tuple[bytes, list[tuple[str, bytes]]]:
         "partition": record.partition,
         "offset": record.offset,
         "exception.class.name": bad.reason,
-        "exception.message": bad.detail,
+        "exception.message": detail,
         "timestamp": record.timestamp,
     }
     original = [(LETTER_ORIGINAL + name, value) for name, value in record.headers]

@@ -9,7 +9,9 @@ MillstreamError
 │   ├── GenerationError  the current generation was made for another registry
 │   └── StoreAwayError   the store does not answer now: worth another try
 ├── LogError             Kafka, or a file in its place, did not take or give what it was asked
-└── BundleError          a model folder is incomplete, was changed, or scores differently from its trainer
+├── BundleError          a model folder is incomplete, was changed, or scores differently from its trainer
+└── RankError            a ranker refused a request over HTTP; carries its status, detail and the field at fault
+    └── RankerAwayError  it did not answer inside the deadline, or is left alone: worth another try
 
 A message says what happened, with which values, and what to do next.
 """
@@ -79,3 +81,23 @@ class LogError(MillstreamError):
 
 class BundleError(MillstreamError):
     """A model folder is incomplete, was changed, or scores differently from its trainer."""
+
+
+class RankError(MillstreamError):
+    """A ranker refused a request over HTTP.
+
+    status: of its answer, None where there was none. detail, at: its problem document's, at is the field at fault ("" where none is).
+    retry_after_s: it asks to be left alone for so long (seconds).
+    """
+
+    def __init__(self, message: str, *, status: int | None = None, detail: str = "", at: str = "", retry_after_s: float = 0.0) -> None:
+        """Keep what the ranker said beside the sentence."""
+        super().__init__(message)
+        self.status = status
+        self.detail = detail
+        self.at = at
+        self.retry_after_s = retry_after_s
+
+
+class RankerAwayError(RankError):
+    """The ranker does not answer now: worth another try."""

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, unquote_to_bytes
 
 import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -21,13 +21,13 @@ from online_store.store import OnlineStore
 from online_store.view import describe
 from ranker.fronts import openapi, problems
 from ranker.fronts.auth import ANYBODY, Caller, Tokens
-from ranker.fronts.openapi import Place, Rank, Ranked
 from ranker.fronts.problems import Problem
+from ranker.fronts.shapes import Place, Rank, Ranked, Status
 from ranker.rank import Ranker, check_request
 from schemas import codec
 from schemas.errors import BundleError, DecodeError, SettingsError, StoreError
 from schemas.features import Registry
-from schemas.records import CLOCK_SKEW_MS_MAX, TS_MS_MAX, RankRequest, RankResponse, Reason
+from schemas.records import CLOCK_SKEW_MS_MAX, ID_BYTES_MAX, TS_MS_MAX, RankRequest, RankResponse, Reason
 from schemas.topics import RANK_RESPONSES
 
 #: A larger body is refused (bytes): 200 candidates of the longest ids and a context take half of it.
@@ -58,7 +58,7 @@ class HttpFront:
         self._routes: tuple[tuple[str, re.Pattern[str], Callable[..., Awaitable[Reply]]], ...] = (
             ("POST", re.compile("/v1/rank"), self._rank),
             ("GET", re.compile("/v1/explain"), self._explain),
-            ("GET", re.compile("/v1/features/(?P<kind>[^/]+)/(?P<entity_id>.+)"), self._features),
+            ("GET", re.compile("/v1/features/(?P<kind>[^/]+)/(?P<entity_id>.+)", re.DOTALL), self._features),
             ("GET", re.compile("/healthz"), self._health),
             ("GET", re.compile("/readyz"), self._ready),
             ("GET", re.compile("/metrics"), self._metrics),
@@ -78,13 +78,16 @@ class HttpFront:
         await send({"type": "http.response.body", "body": body})
 
     async def _answer(self, scope: Scope, receive: Receive) -> Reply:
-        path = scope["path"]
+        path = _path(scope)
         found = [(wanted, match, handle) for wanted, pattern, handle in self._routes if (match := pattern.fullmatch(path))]
         if not found:
             raise Problem(HTTPStatus.NOT_FOUND, f"there is no {path}: /openapi.json says what there is")
         wanted, match, handle = found[0]
-        if scope["method"] != wanted:
-            raise Problem(HTTPStatus.METHOD_NOT_ALLOWED, f"{path} takes {wanted} only", headers=[(b"allow", wanted.encode())])
+        # The server leaves the body of an answer to HEAD out.
+        taken = ("GET", "HEAD") if wanted == "GET" else (wanted,)
+        if scope["method"] not in taken:
+            allow = ", ".join(taken)
+            raise Problem(HTTPStatus.METHOD_NOT_ALLOWED, f"{path} takes {allow} only", headers=[(b"allow", allow.encode())])
         return await handle(scope, receive, **match.groupdict())
 
     def _caller(self, scope: Scope) -> Caller:
@@ -122,8 +125,10 @@ class HttpFront:
 
     async def _features(self, scope: Scope, _: Receive, kind: str, entity_id: str) -> Reply:
         caller = self._caller(scope)
-        asked = parse_qs(scope["query_string"].decode("ascii", "replace"))
-        as_of = asked.get("as_of_ms", [str(time.time_ns() // 1_000_000)])[0]
+        if len(entity_id.encode()) > ID_BYTES_MAX:
+            raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"id is longer than {ID_BYTES_MAX} bytes", "id")
+        asked = parse_qs(scope["query_string"].decode("ascii", "replace"), keep_blank_values=True)
+        as_of = ",".join(asked.get("as_of_ms", [str(time.time_ns() // 1_000_000)]))
         if not re.fullmatch("[0-9]{1,13}", as_of) or not 0 < int(as_of) <= TS_MS_MAX:
             raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"as_of_ms is {as_of!r}: milliseconds since 1970", "as_of_ms")
         try:
@@ -135,19 +140,27 @@ class HttpFront:
         return JSON, msgspec.json.encode(found)
 
     async def _health(self, _: Scope, __: Receive) -> Reply:
-        return JSON, b'{"status":"alive"}'
+        return JSON, msgspec.json.encode(Status("alive"))
 
     async def _ready(self, _: Scope, __: Receive) -> Reply:
         if self.is_draining or self._ranker.generation is None:
             why = "it is about to stop" if self.is_draining else "no generation of the store is known yet: start `millstream ingest`"
             raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, why)
-        return JSON, b'{"status":"ready"}'
+        return JSON, msgspec.json.encode(Status("ready"))
 
     async def _metrics(self, _: Scope, __: Receive) -> Reply:
         return CONTENT_TYPE_LATEST.encode(), generate_latest()
 
     async def _openapi(self, _: Scope, __: Receive) -> Reply:
-        return JSON, msgspec.json.encode(openapi.document())
+        return JSON, msgspec.json.encode(openapi.document(self._registry.kinds))
+
+
+def _path(scope: Scope) -> str:
+    """The path, its quoted bytes as what they stand for. Raises Problem where they are not UTF-8: an id would be shown as another one."""
+    try:
+        return unquote_to_bytes(scope["raw_path"]).decode()
+    except UnicodeDecodeError as error:
+        raise Problem(HTTPStatus.BAD_REQUEST, f"the path is not UTF-8: {error}") from error
 
 
 def _header(scope: Scope, name: bytes) -> str:
@@ -156,6 +169,10 @@ def _header(scope: Scope, name: bytes) -> str:
 
 
 async def _body(scope: Scope, receive: Receive) -> bytes:
+    if "upgrade" in _header(scope, b"connection").lower():
+        # httptools takes what follows for the other protocol, and gives no body.
+        said = f"there is no upgrade to {_header(scope, b'upgrade')}: ask without it, in Java by HttpClient.Version.HTTP_1_1"
+        raise Problem(HTTPStatus.BAD_REQUEST, said, headers=[(b"connection", b"close")])
     length = _header(scope, b"content-length")
     body, more = b"", True
     while more:
@@ -175,7 +192,7 @@ def request_of(body: bytes, tenant: str, now_ms: int) -> RankRequest:
         said = _BODY.decode(body)
     except UnicodeDecodeError as error:
         raise Problem(HTTPStatus.BAD_REQUEST, f"the body is not UTF-8: {error}") from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise problems.of_invalid(error) from error
     request = RankRequest(
         request_id=said.request_id or str(uuid.uuid4()),

@@ -1,49 +1,27 @@
-"""What goes over HTTP: the shapes of bodies, and the document that describes them (OpenAPI 3.1)."""
+"""The document that describes what goes over HTTP (OpenAPI 3.1); the bodies are in ranker/fronts/shapes.py."""
 
+import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
-from msgspec import Meta, Struct, field
 
 from ranker.fronts import problems
-from schemas.records import CANDIDATES_COUNT_MAX, TS_MS_MAX, Id, Long
+from ranker.fronts.shapes import Described, Fault, Moment, Rank, Ranked, Status
+from schemas.records import ID_BYTES_MAX
+
+#: What every caller may be told before its request is looked at.
+STRANGER, HURRIED = HTTPStatus.UNAUTHORIZED, HTTPStatus.TOO_MANY_REQUESTS
+#: A token, where the operator gave a file of them.
+SECURITY: list[dict[str, list[str]]] = [{}, {"bearer": []}]
 
 #: What a query spells with digits.
 NUMBERS = ("k", "ts_ms", "deadline_ms")
 
 
-class Rank(Struct, kw_only=True, frozen=True):
-    """The body of POST /v1/rank. request_id: asked again with it, the same answer comes back; ts_ms: as of when, now if it is not said."""
-
-    user_id: Id
-    candidate_item_ids: Annotated[list[Id], Meta(min_length=1, max_length=CANDIDATES_COUNT_MAX)]
-    k: Annotated[int, Meta(ge=1, le=2**31 - 1)] = CANDIDATES_COUNT_MAX
-    request_id: Id | None = None
-    ts_ms: Long | None = None
-    deadline_ms: Annotated[int, Meta(ge=1, le=2**63 - 1)] | None = None
-    context: dict[str, str] = field(default_factory=dict)
-
-
-class Place(Struct, frozen=True):
-    """One item of the slate, best first. reasons: codes of the rules that touched it."""
-
-    item_id: str
-    score: float
-    reasons: list[str]
-
-
-class Ranked(Struct, frozen=True):
-    """The answer. degraded: NONE, or how far the ranker fell back."""
-
-    ranked_items: list[Place]
-    model_version: str
-    feature_version: str
-    latency_ms: float
-    request_id: str
-    degraded: str
-    generation: str
+#: What a query spells with digits; of 64 bits, which is what they fit.
+NUMBERS, DIGITS = ("k", "ts_ms", "deadline_ms"), re.compile("[0-9]{1,19}")
 
 
 def body_of(query: Mapping[str, Sequence[str]]) -> bytes:
@@ -51,48 +29,53 @@ def body_of(query: Mapping[str, Sequence[str]]) -> bytes:
     found: dict[str, Any] = {"context": {}}
     for name, words in query.items():
         holder, _, key = name.partition(".")
+        word = ",".join(words)
         if holder == "context" and key:
-            found["context"][key] = words[-1]
+            found["context"][key] = word
         elif name == "candidate_item_ids":
             found[name] = words
-        else:
-            found[name] = int(words[-1]) if name in NUMBERS and words[-1].isdecimal() else words[-1]
+        elif name != "context":
+            found[name] = int(word) if name in NUMBERS and DIGITS.fullmatch(word) else word
     return msgspec.json.encode(found)
 
 
-def document() -> dict[str, Any]:
-    """What this front end takes and gives (OpenAPI 3.1)."""
-    (rank, ranked), parts = msgspec.json.schema_components((Rank, Ranked), ref_template="#/components/schemas/{name}")
-    problem = {"description": "What was wrong (RFC 9457)", "content": {problems.TYPE.decode(): {"schema": {"type": "object"}}}}
+def _query(shape: dict[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Fields of a body as a query spells them: what is not given is left out, there is no null."""
+    fields = {name: shape["properties"][name] for name in names}
+    schemas = {name: schema.get("anyOf", [schema])[0] for name, schema in fields.items()}
+    return [{"name": name, "in": "query", "required": name in shape["required"], "schema": schema} for name, schema in schemas.items()]
+
+
+def document(kinds: Sequence[str]) -> dict[str, Any]:
+    """What this front end takes and gives. kinds: that the registry has."""
+    shapes, parts = msgspec.json.schema_components((Rank, Ranked, Described, Status, Fault), ref_template="#/components/schemas/{name}")
+    rank, ranked, described, status, fault = shapes
+    problem = {"description": "What was wrong (RFC 9457)", "content": {problems.TYPE.decode(): {"schema": fault}}}
     text = {"type": "string"}
 
-    def answers(schema: dict[str, Any], *statuses: HTTPStatus) -> dict[str, Any]:
-        good = {"200": {"description": "The answer", "content": {"application/json": {"schema": schema}}}}
-        return good | {str(int(status)): problem for status in statuses}
+    def answers(schema: dict[str, Any], *statuses: HTTPStatus, kind: str = "application/json") -> dict[str, Any]:
+        good = {"200": {"description": "The answer", "content": {kind: {"schema": schema}}}}
+        return {"responses": good | {str(int(status)): problem for status in statuses}}
 
-    too_large, invalid = HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY
+    bad, too_large, invalid = HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY
     away, unknown = HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.NOT_FOUND
-    where: list[Any] = [{"name": name, "in": "path", "required": True, "schema": text} for name in ("kind", "id")]
-    when = {"name": "as_of_ms", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": TS_MS_MAX}}
-    asked = [
-        {"name": "user_id", "in": "query", "required": True, "schema": text},
-        {"name": "candidate_item_ids", "in": "query", "required": True, "schema": {"type": "array", "items": text}},
-        *({"name": name, "in": "query", "schema": {"type": "integer", "minimum": 1}} for name in NUMBERS),
-        {"name": "request_id", "in": "query", "schema": text},
-    ]
-    refused, hurried = HTTPStatus.UNAUTHORIZED, HTTPStatus.TOO_MANY_REQUESTS
-    body = {"required": True, "content": {"application/json": {"schema": rank}}}
+    word = text | {"minLength": 1, "maxLength": ID_BYTES_MAX}
+    one = {"kind": text | {"enum": [*kinds]}, "id": word}
+    where = [{"name": name, "in": "path", "required": True, "schema": schema} for name, schema in one.items()]
+    when = {"name": "as_of_ms", "in": "query", "schema": msgspec.json.schema(Moment)}
+    query = _query(parts["Rank"], ("user_id", "candidate_item_ids", "request_id", *NUMBERS))
+    body = {"requestBody": {"required": True, "content": {"application/json": {"schema": rank}}}, "security": SECURITY}
+    explained = {"type": "object", "required": ["items"], "properties": {"items": {"type": "array", "items": {"type": "object"}}}}
     paths = {
-        "/v1/rank": {
-            "post": {"requestBody": body, "responses": answers(ranked, HTTPStatus.BAD_REQUEST, refused, too_large, invalid, hurried)}
-        },
-        "/v1/explain": {
-            "get": {"parameters": asked, "responses": answers({"type": "object"}, HTTPStatus.BAD_REQUEST, refused, invalid, hurried, away)}
-        },
+        "/v1/rank": {"post": body | answers(ranked, bad, STRANGER, too_large, invalid, HURRIED)},
+        "/v1/explain": {"get": {"parameters": query, "security": SECURITY} | answers(explained, bad, STRANGER, invalid, HURRIED, away)},
         "/v1/features/{kind}/{id}": {
-            "get": {"parameters": [*where, when], "responses": answers({"type": "object"}, refused, unknown, invalid, hurried, away)}
+            "get": {"parameters": [*where, when], "security": SECURITY} | answers(described, bad, STRANGER, unknown, invalid, HURRIED, away)
         },
-        "/healthz": {"get": {"responses": answers({"type": "object"})}},
-        "/readyz": {"get": {"responses": answers({"type": "object"}, away)}},
+        "/healthz": {"get": answers(status)},
+        "/readyz": {"get": answers(status, away)},
+        "/metrics": {"get": answers(text, kind="text/plain")},
+        "/openapi.json": {"get": answers({"type": "object"})},
     }
-    return {"openapi": "3.1.0", "info": {"title": "Millstream", "version": "1"}, "paths": paths, "components": {"schemas": parts}}
+    components = {"schemas": parts, "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}}}
+    return {"openapi": "3.1.0", "info": {"title": "Millstream", "version": "1"}, "paths": paths, "components": components}

@@ -5,6 +5,8 @@ from http import HTTPStatus
 
 import msgspec
 
+from ranker.fronts.shapes import Fault
+
 TYPE = b"application/problem+json"
 
 
@@ -20,12 +22,11 @@ class Problem(Exception):  # noqa: N818  # RFC 9457's own word; it is an answer,
 
     def body(self) -> bytes:
         """The document."""
-        found: dict[str, object] = {"type": "about:blank", "title": self.status.phrase, "status": int(self.status), "detail": str(self)}
-        return msgspec.json.encode(found | ({"at": self.at} if self.at else {}))
+        return msgspec.json.encode(Fault(title=self.status.phrase, status=int(self.status), detail=str(self), at=self.at or msgspec.UNSET))
 
 
-def of_invalid(error: msgspec.DecodeError) -> Problem:
-    """Bytes that are no JSON, or JSON that is no such request."""
+def of_invalid(error: msgspec.DecodeError | RecursionError) -> Problem:
+    """Bytes that are no JSON (or JSON too deep to be read), or JSON that is no such request."""
     if not isinstance(error, msgspec.ValidationError):
         return Problem(HTTPStatus.BAD_REQUEST, f"the body is no JSON: {error}")
     detail, _, at = str(error).partition(" - at `")

@@ -1,21 +1,22 @@
-"""When the store is left alone: after failures in a row it is not asked for a while, then by one batch, and so on until it answers.
+"""When a server is left alone: after failures in a row it is not asked for a while, then by one caller, and so on until it answers.
 
-Whoever waits for a store that is gone answers late, and all that wait at once would hold it down when it is back.
+Whoever waits for a server that is gone is late, and all that wait at once would hold it down when it is back. The ranker has one for its
+store, its HTTP client one for the ranker.
 """
 
 import random
 from dataclasses import dataclass
 
-#: Failures in a row after which the store is left alone. One may be a hiccup; each costs its requests the store's budget.
+#: Failures in a row after which a server is left alone. One may be a hiccup; each costs its caller all the time that it had.
 FAILURES_MAX = 2
-#: The first pause, and the longest (seconds); each is jittered by half, so that a fleet does not ask at once. The longest bounds how long
-#: answers stay degraded once the store is back.
+#: The first pause, and the longest (seconds); each is jittered by half, so that a fleet does not ask at once. The longest bounds for how
+#: long a server that is back is not asked.
 PAUSE_S, PAUSE_S_MAX = 0.05, 1.0
 
 
 @dataclass(slots=True)
 class Breaker:
-    """One store's. Times are seconds of one clock."""
+    """One server's. Times are seconds of one clock."""
 
     failures: int = 0
     asked_again_at_s: float = 0.0
@@ -23,7 +24,7 @@ class Breaker:
     probing: bool = False
 
     def allows(self, now_s: float) -> bool:
-        """Whether the store may be asked now; of those who are told yes while it is left alone, one must come back with how it went."""
+        """Whether the server may be asked now; who is told yes while it is left alone must come back with how it went."""
         if self.failures < FAILURES_MAX:
             return True
         if self.probing or now_s < self.asked_again_at_s:
@@ -32,11 +33,11 @@ class Breaker:
         return True
 
     def succeeded(self) -> None:
-        """The store answered."""
+        """The server answered."""
         self.failures, self.pause_s, self.probing = 0, PAUSE_S, False
 
     def failed(self, now_s: float) -> None:
-        """The store did not answer."""
+        """The server did not answer."""
         self.failures += 1
         self.probing = False
         if self.failures >= FAILURES_MAX:

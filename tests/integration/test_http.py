@@ -4,23 +4,24 @@ import asyncio
 import hashlib
 import http.client
 import json
-import socket
 from collections.abc import AsyncIterator
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
 import pytest
 
-from compose.serve import Server, http_config
+from compose.serve import Server
 from ranker.fronts.auth import Tokens, parse
 from ranker.fronts.http import BODY_BYTES_MAX, HttpFront
 from ranker.rank import Ranker
 from schemas.features import REGISTRY
 from schemas.records import CANDIDATES_COUNT_MAX, ID_BYTES_MAX, RankRequest
+from tests.fronts import HOST, listening, relay
 from tests.rankers import Failing, Model, away, fill, hang, on, trained
 from tests.worlds import NOW_MS
 
 GOOD: dict[str, Any] = {"request_id": "r1", "user_id": "u1", "candidate_item_ids": ["i1", "i2", "i3"], "k": 2}
+RANK_HEAD = b"POST /v1/rank HTTP/1.1\r\nhost: x\r\n"
 TOKEN = "a-long-random-word"  # noqa: S105  # of a file that this test writes
 
 
@@ -56,7 +57,7 @@ class World(NamedTuple):
         return Got(
             answer.status,
             {name.lower(): value for name, value in answer.headers.items()},
-            json.loads(content) if "json" in kind else content,
+            json.loads(content or "null") if "json" in kind else content or None,
         )
 
     async def rank(self, **fields: Any) -> Got:  # noqa: ANN401  # whatever a client may send
@@ -88,12 +89,8 @@ async def world(model: Model, tokens: Tokens | None) -> AsyncIterator[World]:
         told.append(request.request_id)
 
     front = HttpFront(ranker, store, REGISTRY, tell, tokens)
-    listening = socket.create_server(("127.0.0.1", 0))
-    server = Server(http_config(front))
-    task = asyncio.create_task(server.serve([listening]))
-    yield World(listening.getsockname()[1], front, server, store, ranker, told)
-    server.should_exit = True
-    await task
+    async with listening(front) as (port, server):
+        yield World(port, front, server, store, ranker, told)
 
 
 async def test_candidates_come_back_ranked(world: World) -> None:
@@ -141,9 +138,11 @@ async def test_a_wrong_field_is_named(world: World, fields: dict[str, Any], at: 
     assert (got.status, got.headers["content-type"], got.body["at"]) == (422, "application/problem+json", at)
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"user_id":"\xff"}', b"null"])
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b'{"user_id":"\xff"}', b"null", b'{"colour":' + b"[" * 30_000, b'{"k":' + b"9" * 9_000 + b"}"]
+)
 async def test_what_is_no_request_is_a_problem(world: World, body: bytes) -> None:
-    """Whatever the bytes are."""
+    """Whatever the bytes are, and however deep or long."""
     got = await world.ask("POST", "/v1/rank", body)
 
     assert (got.status in (400, 422), got.body["status"] == got.status) == (True, True)
@@ -152,6 +151,28 @@ async def test_what_is_no_request_is_a_problem(world: World, body: bytes) -> Non
 async def test_a_body_that_is_too_large_is_refused(world: World) -> None:
     """By what it says of itself, before it is read."""
     assert (await world.rank(context={"x": "y" * BODY_BYTES_MAX})).status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+
+
+async def test_a_body_that_does_not_say_how_large_it_is_is_bounded_too(world: World) -> None:
+    """What is read of it is counted."""
+    chunk = b"%x\r\n" % BODY_BYTES_MAX + b"y" * BODY_BYTES_MAX + b"\r\n"
+    got = await relay(world.port)(RANK_HEAD + b"transfer-encoding: chunked\r\n\r\n" + chunk + chunk + b"0\r\n\r\n")
+
+    assert got.split(b" ", 2)[1] == b"413"
+
+
+async def test_as_many_candidates_as_there_may_be_are_ranked(world: World) -> None:
+    """One more is refused; this many are not."""
+    got = await world.rank(candidate_item_ids=[f"c{number}" for number in range(CANDIDATES_COUNT_MAX)], k=CANDIDATES_COUNT_MAX)
+
+    assert (got.status, len(got.body["ranked_items"])) == (200, CANDIDATES_COUNT_MAX)
+
+
+async def test_of_a_field_that_is_said_twice_the_last_counts(world: World) -> None:
+    """As most readers of JSON have it."""
+    got = await world.ask("POST", "/v1/rank", b'{"user_id":"u1","candidate_item_ids":["i2","i3"],"candidate_item_ids":["i1"]}')
+
+    assert [item["item_id"] for item in got.body["ranked_items"]] == ["i1"]
 
 
 async def test_unknown_fields_duplicates_and_strangers_are_ranked(world: World) -> None:
@@ -170,20 +191,34 @@ async def test_without_the_store_an_answer_falls_back(world: World, fault: Any) 
     assert (got.status, got.body["degraded"]) == (200, "POPULARITY")
 
 
-@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/v1/rank", 405), ("GET", "/v2", 404), ("POST", "/healthz", 405)])
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", "/v1/rank", 405), ("HEAD", "/v1/rank", 405), ("GET", "/v2", 404), ("POST", "/healthz", 405)]
+)
 async def test_what_is_not_there_is_a_problem(world: World, method: str, path: str, status: int) -> None:
     """With the method that there is."""
     got = await world.ask(method, path)
 
-    assert (got.status, got.body["status"], "allow" in got.headers) == (status, status, status == HTTPStatus.METHOD_NOT_ALLOWED)
+    assert (got.status, got.headers["content-type"], "allow" in got.headers) == (
+        status,
+        "application/problem+json",
+        status == HTTPStatus.METHOD_NOT_ALLOWED,
+    )
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/openapi.json", "/v1/features/item/i2"])
+async def test_head_is_get_without_a_body(world: World, path: str) -> None:
+    """Balancers and people with curl ask so."""
+    got, whole = await world.ask("HEAD", path), await world.ask("GET", path)
+
+    assert (got.status, got.headers["content-type"], got.body) == (whole.status, whole.headers["content-type"], None)
 
 
 async def test_features_are_shown(world: World) -> None:
     """As of a moment; an id may hold what URLs have to quote; an unknown one is zeros."""
     known = await world.ask("GET", f"/v1/features/item/i2?as_of_ms={NOW_MS + 60_000}")
-    unknown = await world.ask("GET", "/v1/features/item/a%2Fb%25c")
+    unknown = await world.ask("GET", "/v1/features/item/a%2Fb%25c%0Ad")
 
-    assert (known.body["windows"]["24h"]["impressions"], unknown.body["id"], unknown.body["known"]) == (4, "a/b%c", False)
+    assert (known.body["windows"]["24h"]["impressions"], unknown.body["id"], unknown.body["known"]) == (4, "a/b%c\nd", False)
 
 
 async def test_a_slate_is_explained(world: World) -> None:
@@ -218,10 +253,18 @@ async def test_without_the_store_nothing_is_explained(world: World) -> None:
 
 @pytest.mark.parametrize(
     ("path", "status"),
-    [("/v1/features/planet/x", 404), ("/v1/features/item/x?as_of_ms=%C2%B2", 422), ("/v1/features/item/x?as_of_ms=0", 422)],
+    [
+        ("/v1/features/planet/x", 404),
+        ("/v1/features/item/%FF", 400),
+        (f"/v1/features/item/{'i' * (ID_BYTES_MAX + 1)}", 422),
+        ("/v1/features/item/x?as_of_ms=%C2%B2", 422),
+        ("/v1/features/item/x?as_of_ms=0", 422),
+        ("/v1/features/item/x?as_of_ms=", 422),
+        ("/v1/features/item/x?as_of_ms=1&as_of_ms=2", 422),
+    ],
 )
 async def test_what_cannot_be_shown_is_a_problem(world: World, path: str, status: int) -> None:
-    """A kind that there is none of, a moment that is none."""
+    """A kind that there is none of, an id that can be none, a moment that is none, or is two."""
     assert (await world.ask("GET", path)).status == status
 
 
@@ -243,11 +286,55 @@ async def test_a_request_under_way_is_answered_at_the_end(world: World) -> None:
     assert (await asked).status == HTTPStatus.OK
 
 
+async def test_a_connection_is_kept(world: World) -> None:
+    """For the next request, whatever became of the one before."""
+    connection = http.client.HTTPConnection(HOST, world.port, timeout=30)
+
+    def ask() -> list[int]:
+        found = []
+        for path, body in (
+            ("/v1/rank", json.dumps(GOOD)),
+            ("/v1/rank", "y" * 2 * BODY_BYTES_MAX),
+            ("/v2", "{}"),
+            ("/v1/rank", json.dumps(GOOD)),
+        ):
+            connection.request("POST", path, body)
+            answer = connection.getresponse()
+            answer.read()
+            found.append(answer.status)
+            assert connection.sock is not None, "the server hung up"
+        connection.close()
+        return found
+
+    assert await asyncio.to_thread(ask) == [200, 413, 404, 200]
+
+
+async def test_nothing_is_compressed(world: World) -> None:
+    """Not for those who would take it either: it would cost more than the ranking."""
+    got = await world.ask("GET", "/openapi.json", None, **{"Accept-Encoding": "gzip, br"})
+
+    assert ("content-encoding" in got.headers, got.headers["content-length"]) == (
+        False,
+        str(len(json.dumps(got.body, separators=(",", ":")))),
+    )
+
+
+@pytest.mark.parametrize("upgrade", ["h2c", "websocket"])
+async def test_an_upgrade_is_refused_with_what_to_do_instead(world: World, upgrade: str) -> None:
+    """Java's own client asks for h2c unless told otherwise, and would only see that its body is no JSON."""
+    body = json.dumps(GOOD).encode()
+    more = f"connection: upgrade\r\nupgrade: {upgrade}\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    got = await relay(world.port)(RANK_HEAD + more + body)
+
+    assert (got.split(b" ", 2)[1], b"HttpClient.Version.HTTP_1_1" in got, b"connection: close" in got) == (b"400", True, True)
+
+
 async def test_the_document_says_what_there_is(world: World) -> None:
     """Every path of it answers, and its bodies are described."""
     found = (await world.ask("GET", "/openapi.json")).body
 
-    assert (found["openapi"], sorted(found["components"]["schemas"])) == ("3.1.0", ["Place", "Rank", "Ranked"])
+    shapes = ["Described", "Fault", "Place", "Rank", "Ranked", "Status"]
+    assert (found["openapi"], sorted(found["components"]["schemas"])) == ("3.1.0", shapes)
 
 
 async def test_metrics_are_there(world: World) -> None:

@@ -4,16 +4,21 @@ import asyncio
 import itertools
 import json
 import os
+import random
 import signal
+import string
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
@@ -37,6 +42,16 @@ from tests.worlds import Log, content, replay
 CORRELATION, TRACE, REPLY_TOPIC, REPLY_PARTITION = "kafka_correlationId", "traceparent", "kafka_replyTopic", "kafka_replyPartition"
 #: Request ids that no other test uses.
 NUMBERS = itertools.count()
+
+
+class NotUtf8(str):
+    """A header's name as only a client that is wrong or wicked sends it."""
+
+    __slots__ = ()
+
+    def encode(self, *_: object) -> bytes:  # type: ignore[override]  # aiokafka gives the encoding, which is not heeded
+        """Bytes that are no UTF-8."""
+        return b"\xff\xfe"
 
 
 class World(NamedTuple):
@@ -85,6 +100,12 @@ class World(NamedTuple):
         wait_until(lambda: any(record.key == key for record in self.records("rank-telemetry")))
         (found,) = [record for record in self.records("rank-telemetry") if record.key == key]
         return found
+
+    def reasons(self, value: bytes) -> list[str]:
+        """Of the dead letters of a record with this value, once there is one."""
+        wait_until(lambda: any(value in (record.value or b"") for record in self.records("dead-letters")))
+        letters = [codec.decode(DEAD_LETTERS, record.value) for record in self.records("dead-letters")]
+        return [letter.reason for letter in letters if isinstance(letter, DeadLetter) and letter.value == value]
 
     def ask(self, *requests: RankRequest, headers: tuple[tuple[str, bytes], ...] = (), topic: str = "rank-responses") -> list[StoredRecord]:
         """Send requests and return their answers."""
@@ -219,10 +240,47 @@ def test_a_bad_request_is_a_dead_letter_and_the_loop_goes_on(world: World, name:
     value, good = make(), request()
     world.send(value, codec.encode(good))
     world.answers(good.request_id)
-    wait_until(lambda: any(value in (record.value or b"") for record in world.records("dead-letters")))
-    letters = [codec.decode(DEAD_LETTERS, record.value) for record in world.records("dead-letters")]
 
-    assert [letter.reason for letter in letters if isinstance(letter, DeadLetter) and letter.value == value] == [reason]
+    assert world.reasons(value) == [reason]
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_header_whose_name_is_not_utf_8_stops_nobody(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its request is a dead letter, for nobody can say where it should be answered."""
+    monkeypatch.setattr("aiokafka.producer.producer.DefaultRecordBatchBuilder", _DefaultRecordBatchBuilderPy)
+    monkeypatch.setattr("aiokafka.producer.message_accumulator.DefaultRecordBatchBuilder", _DefaultRecordBatchBuilderPy)
+    bad, good = codec.encode(request()), request()
+
+    async def send() -> None:
+        async with AIOKafkaProducer(bootstrap_servers=world.kafka_bootstrap) as producer:
+            await producer.send_and_wait(f"{world.prefix}rank-requests", bad, headers=[(NotUtf8("name"), b"value")])
+
+    asyncio.run(send())
+    world.ask(good)
+
+    assert world.reasons(bad) == [Reason.MALFORMED]
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize("name", [CORRELATION, TRACE])
+def test_a_header_that_would_make_an_answer_too_long_stops_nobody(world: World, name: str) -> None:
+    """Carried on, it would be refused by Kafka: its request is a dead letter."""
+    bad, good = codec.encode(request()), request()
+    world.send(bad, headers=((name, b"x" * 1_048_000),))
+    world.ask(good)
+
+    assert world.reasons(bad) == [Reason.OVERSIZE]
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_record_of_headers_alone_is_a_dead_letter(world: World) -> None:
+    """Longer than itself nine times, by what stands before each header's name."""
+    bad, good = os.urandom(50), request()
+    draw = random.Random(1)
+    world.send(bad, headers=tuple((draw.choice(string.ascii_letters), b"") for _ in range(260_000)))
+    world.ask(good)
+
+    assert world.reasons(bad) == [Reason.MALFORMED]
 
 
 @pytest.mark.usefixtures("worker")
@@ -373,6 +431,22 @@ def vectors(world: World, port: int, *candidates: str) -> list[bytes]:
     told = codec.decode(RANK_TELEMETRY, world.telemetry(asked).value)
     assert isinstance(told, RankTelemetry)
     return [item.vector for item in told.items]
+
+
+def test_what_is_under_way_over_http_is_answered_and_told_at_the_end(world: World, tmp_path: Path) -> None:
+    """SIGTERM while the store holds an answer up: the client gets it, Kafka its telemetry, and the exit code is 0."""
+    pid = (world.store.process() or (0, 0))[0]
+    asked = request("i1", "i3", deadline_ms=3_000)
+    with serving(world, tmp_path, http_port=str(port := free_port()), group_id="drains") as ending, ThreadPoolExecutor(1) as beside:
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            answer = beside.submit(over_http, port, asked)
+            time.sleep(0.5)
+            code = ending.stop()
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    assert (code, json.loads(answer.result())["request_id"], world.telemetry(asked).key) == (0, asked.request_id, asked.request_id.encode())
 
 
 def over_http(port: int, asked: RankRequest) -> bytes:

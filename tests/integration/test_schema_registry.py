@@ -1,9 +1,6 @@
 """Events framed with ids of a schema registry: a real HTTP server that answers as Confluent's does."""
 
-import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from uuid import UUID
 
@@ -16,6 +13,7 @@ from schemas.records import Click, DeadLetter, Impression, Reason
 from schemas.topics import DEAD_LETTERS
 from streams.app import IngestSettings
 from streams.schema_registry import SCHEMAS_COUNT_MAX, RegistrySchemas, schema_ids
+from tests.schema_registry import Registry
 from tests.services import free_port
 from tests.workers import caught_up, counted, events, ingest_worker, log_records, send, stored
 
@@ -32,45 +30,12 @@ STRANGE = {
 }
 
 
-class Answers(BaseHTTPRequestHandler):
-    """GET /schemas/ids/{id} and /schemas/guids/{guid}."""
-
-    def do_GET(self) -> None:
-        """Answer one look-up."""
-        registry: Registry = self.server  # type: ignore[assignment]  # the one that made this handler
-        path = self.path.partition("?")[0]
-        registry.asked.append(path)
-        found = registry.schemas.get(path)
-        status, body = (200, found) if found else registry.missing
-        self.send_response(status)
-        self.send_header("Content-Type", "application/vnd.schemaregistry.v1+json")
-        self.end_headers()
-        self.wfile.write(json.dumps(body).encode())
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-
-class Registry(ThreadingHTTPServer):
-    """A registry with our schemas and other people's. missing: status and body for what it does not have."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Answers)
-        self.url = f"http://127.0.0.1:{self.server_port}"
-        self.asked: list[str] = []
-        self.missing: tuple[int, object] = (404, {"error_code": 40403, "message": "Schema not found"})
-        ours = {number: {"schema": json.dumps(avro.NEWEST[name].raw), "id": number} for number, name in NAMES.items()}
-        self.schemas: dict[str, object] = {f"/schemas/ids/{number}": body for number, body in (ours | STRANGE).items()}
-        self.schemas |= {f"/schemas/guids/{guid}": {"schema": json.dumps(avro.NEWEST[name].raw)} for name, guid in GUIDS.items()}
-
-
 @pytest.fixture
 def registry() -> Iterator[Registry]:
-    """A running registry."""
-    with Registry() as server:
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    """A running registry with our schemas and other people's."""
+    with Registry({**NAMES, **{guid: name for name, guid in GUIDS.items()}}) as server, server.running():
+        server.schemas |= {f"/schemas/ids/{number}": body for number, body in STRANGE.items()}
         yield server
-        server.shutdown()
 
 
 @pytest.fixture
