@@ -1,25 +1,14 @@
-"""What goes over HTTP: the shapes of bodies, and the document that describes them (OpenAPI 3.1)."""
+"""What goes over HTTP: the shapes of answers, and the document that describes all of it (OpenAPI 3.1)."""
 
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
-from msgspec import Meta, Struct, field
+from msgspec import Struct
 
 from ranker.fronts import problems
-from schemas.records import CANDIDATES_COUNT_MAX, TS_MS_MAX, Id, Long
-
-
-class Rank(Struct, kw_only=True, frozen=True):
-    """The body of POST /v1/rank. request_id: asked again with it, the same answer comes back; ts_ms: as of when, now if it is not said."""
-
-    user_id: Id
-    candidate_item_ids: Annotated[list[Id], Meta(min_length=1, max_length=CANDIDATES_COUNT_MAX)]
-    k: Annotated[int, Meta(ge=1, le=2**31 - 1)] = CANDIDATES_COUNT_MAX
-    request_id: Id | None = None
-    ts_ms: Long | None = None
-    deadline_ms: Annotated[int, Meta(ge=1, le=2**63 - 1)] | None = None
-    context: dict[str, str] = field(default_factory=dict)
+from ranker.fronts.requests import Rank
+from schemas.records import TS_MS_MAX
 
 
 class Place(Struct, frozen=True):
