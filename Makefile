@@ -4,7 +4,7 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types layers tests fuzz-rank fuzz-http simulate-nightly chaos-ingest bench-ingest bench-freshness bench-memory bench-rank soak-backpressure format lock clean
+.PHONY: help demo test lint types layers tests fuzz-rank fuzz-http simulate-nightly chaos-ingest bench-ingest bench-freshness bench-memory bench-rank soak-backpressure format proto lock clean
 
 help: ## list every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ soak-backpressure: .venv/ready ## a store that stands still while producers go o
 format: .venv/ready ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+proto: .venv/ready ## make the gRPC modules of schemas/proto anew
+	$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. --grpc_python_out=. schemas/proto/millstream/v1/rank.proto
 
 lock: .venv/ready ## resolve pyproject.toml into requirements.lock and benchmarks' own locks, with hashes
 	$(BIN)/uv pip compile --all-extras --generate-hashes --python-version 3.11 --no-annotate --no-header pyproject.toml -o requirements.lock

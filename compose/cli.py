@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from prometheus_client import start_http_server
 from rich.console import Console
 from rich.progress import Progress
 
+from compose import processes
 from compose import redrive as redrives
 from compose import settings as settings_module
 from compose import topics as topics_module
@@ -73,7 +75,7 @@ def topics(settings: Settings, arguments: Arguments) -> Result:
 
 def ingest(settings: Settings, _: Arguments) -> Result:
     """Run an ingest worker until SIGTERM or Ctrl-C."""
-    _serve_metrics(settings)
+    _serve_metrics(settings, 0)
     worker = IngestSettings(
         settings.kafka_bootstrap,
         f"{settings.group_id}-ingest",
@@ -86,12 +88,20 @@ def ingest(settings: Settings, _: Arguments) -> Result:
     return {"exit_code": asyncio.run(run_ingest(worker, store, settings.features))}
 
 
-def serve(settings: Settings, _: Arguments) -> Result:
-    """Run a ranking worker until SIGTERM or Ctrl-C."""
-    _serve_metrics(settings)
+def serve(settings: Settings, arguments: Arguments) -> Result:
+    """Run a ranking worker until SIGTERM or Ctrl-C, or several."""
+    number = getattr(arguments, "number", None)
+    if settings.processes > 1 and number is None:
+        return {"processes": settings.processes, "exit_code": processes.run(partial(_serve_one, vars(arguments)), settings.processes)}
+    _serve_metrics(settings, number or 0)
     from compose.serve import serve  # noqa: PLC0415  # scoring's libraries are 60 MB: verbs that rank nothing do without
 
     return {"model_version": serve(settings)}
+
+
+def _serve_one(said: dict[str, Any], number: int) -> None:
+    """One of several, in a process of its own. said: the command's arguments."""
+    sys.exit(_run(Arguments(**said, number=number)))
 
 
 def train_(settings: Settings, arguments: Arguments) -> Result:
@@ -251,7 +261,10 @@ VERBS: dict[str, Verb] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb. Returns the exit code."""
-    arguments = parser().parse_args(argv)
+    return _run(parser().parse_args(argv))
+
+
+def _run(arguments: Arguments) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
     logging.getLogger("faust").setLevel(logging.WARNING)
     logging.getLogger("mode").setLevel(logging.WARNING)
@@ -297,14 +310,15 @@ def _progress(arguments: Arguments) -> Progress:
     return Progress(console=Console(stderr=True), disable=arguments.json or not sys.stderr.isatty(), transient=True)
 
 
-def _serve_metrics(settings: Settings) -> None:
+def _serve_metrics(settings: Settings, number: int) -> None:
+    """At metrics_port, if it is set. number: of this process; each has its own counters, and so a port of its own."""
     if not settings.metrics_port:
         return
+    port = settings.metrics_port + number
     try:
-        start_http_server(settings.metrics_port)
+        start_http_server(port)
     except OSError as error:
-        message = f"metrics_port {settings.metrics_port} cannot be opened: {error.strerror}. Choose another, or 0 for none."
-        raise SettingsError(message) from error
+        raise SettingsError(f"metrics_port {port} cannot be opened: {error.strerror}. Choose another, or 0 for none.") from error
 
 
 def _port(address: str) -> int:

@@ -1,8 +1,9 @@
-"""What `millstream serve` runs: a ranker behind Kafka and HTTP, until it is told to stop."""
+"""What `millstream serve` runs: a ranker behind Kafka, HTTP and gRPC, until it is told to stop."""
 
 import asyncio
 import contextlib
 import logging
+import multiprocessing
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -16,6 +17,7 @@ from online_store.servers.address import without_password
 from online_store.snapshot import file as snapshots
 from ranker import bundle as bundles
 from ranker.fronts import auth
+from ranker.fronts.grpc import GrpcFront
 from ranker.fronts.http import HttpFront
 from ranker.kafka import RankSettings, RankWorker
 from ranker.rank import Ranker, check_request
@@ -69,18 +71,43 @@ async def _serve(settings: Settings, bundle: bundles.Bundle, snapshot: snapshots
     group_id = f"{settings.group_id}-serve"
     names = RankSettings(settings.kafka_bootstrap, group_id, settings.topic_prefix, settings.reply_topics, settings.kafka_security)
     worker = RankWorker(names, ranker, schema_ids(settings.schema_registry_url))
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     tokens = auth.load(settings.tokens_file) if settings.tokens_file else None
-    front = HttpFront(ranker, store, settings.features, worker.tell, tokens)
+    http, rpc = HttpFront(ranker, store, settings.features, worker.tell, tokens), GrpcFront(ranker, worker.tell, tokens)
+    told, stop = asyncio.Event(), asyncio.Event()
+    _set_when_told(told)
     try:
-        async with _listening(front, settings):
+        async with contextlib.AsyncExitStack() as fronts:
+            if settings.http_port:
+                await fronts.enter_async_context(_listening(http, settings))
+            if settings.grpc_port:
+                address = (settings.http_host, settings.grpc_port)
+                await fronts.enter_async_context(rpc.listening(*address, DRAIN_S, shares_port=settings.processes > 1))
             logging.getLogger("millstream.serve").info("serve is up: model %s", bundle.manifest.model_version)
-            await worker.run(stop)
+            working = asyncio.create_task(worker.run(stop))
+            await asyncio.wait((working, asyncio.create_task(told.wait())), return_when=asyncio.FIRST_COMPLETED)
+            # Readiness ends first: a balancer looks elsewhere while what is under way is answered.
+            http.is_draining = True
+            await rpc.leave()
+        # Kafka comes last, for the others' telemetry goes there.
+        stop.set()
+        await working
         await asyncio.to_thread(worker.flush)
     finally:
         await store.close()
+
+
+def _set_when_told(told: asyncio.Event) -> None:
+    """By SIGTERM, by SIGINT, or by the end of the process that began this one as one of several: nobody would begin it anew."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told.set)
+    if parent := multiprocessing.parent_process():
+
+        def orphaned() -> None:
+            loop.remove_reader(parent.sentinel)
+            told.set()
+
+        loop.add_reader(parent.sentinel, orphaned)
 
 
 class Server(uvicorn.Server):
@@ -94,16 +121,12 @@ class Server(uvicorn.Server):
 
 @contextlib.asynccontextmanager
 async def _listening(front: HttpFront, settings: Settings) -> AsyncIterator[None]:
-    """Answer HTTP within the block, if a port is set; at its end, what is under way is answered first. Raises SettingsError."""
-    if not settings.http_port:
-        yield
-        return
+    """Answer HTTP within the block; at its end, what is under way is answered first. Raises SettingsError."""
     server = Server(http_config(front))
-    listening = asyncio.create_task(server.serve([_socket(settings.http_host, settings.http_port)]))
+    listening = asyncio.create_task(server.serve([_socket(settings)]))
     try:
         yield
     finally:
-        front.is_draining = True
         server.should_exit = True
         await listening
 
@@ -116,8 +139,9 @@ def http_config(front: HttpFront) -> uvicorn.Config:
     return uvicorn.Config(front, timeout_graceful_shutdown=DRAIN_S, timeout_keep_alive=KEEP_ALIVE_S, **said)
 
 
-def _socket(host: str, port: int) -> socket.socket:
+def _socket(settings: Settings) -> socket.socket:
+    host, port = settings.http_host, settings.http_port
     try:
-        return socket.create_server((host, port))
+        return socket.create_server((host, port), reuse_port=settings.processes > 1)
     except OSError as error:
         raise SettingsError(f"http_port {port} on {host} cannot be listened at: {error.strerror}. Set another one.") from error

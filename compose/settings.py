@@ -17,6 +17,7 @@ from schemas.errors import SettingsError
 from schemas.features import Registry
 
 FILE = Path("millstream.toml")
+PORT_MAX = 65_535
 
 
 def _address(value: str) -> str:
@@ -46,8 +47,8 @@ def _prefix(value: str) -> str:
 
 
 def _port(value: str) -> int:
-    if not value.isdigit() or int(value) > 65535:
-        raise ValueError("a port, 0 to 65535; 0 means none")
+    if not value.isdigit() or int(value) > PORT_MAX:
+        raise ValueError(f"a port, 0 to {PORT_MAX}; 0 means none")
     return int(value)
 
 
@@ -66,6 +67,12 @@ def _registry(value: str) -> Registry:
 def _count(value: str) -> int:
     if not value.isdigit():
         raise ValueError("a whole number, 0 or more")
+    return int(value)
+
+
+def _processes(value: str) -> int:
+    if not value.isdigit() or int(value) < 1:
+        raise ValueError("a whole number, 1 or more")
     return int(value)
 
 
@@ -123,13 +130,17 @@ class Settings:
     models_uri: Path = _setting("models", "folder of model bundles", Path)
     snapshot_file: Path | None = _setting("", "items' records, for those that the store has lost; `snapshot` writes it", _path_to_be)
     state_dir: Path = _setting(".state", "folder of the local stack's data and logs", Path)
-    metrics_port: int = _setting("0", "port of /metrics; 0 means none", _port)
+    metrics_port: int = _setting("0", "port of /metrics; 0 means none; each further process of `serve` has the next one", _port)
     repeat_offsets: int = _setting(
         str(REPEAT_OFFSETS), "how far back in its partition an event is known again that was sent twice; 0 counts every one", _count
     )
     http_port: int = _setting("0", "port of POST /v1/rank; 0 means none", _port)
-    http_host: str = _setting("127.0.0.1", "which address it listens at; 0.0.0.0 is all: give tokens then")
-    tokens_file: Path | None = _setting("", "who may ask over HTTP, a line `sha256hex tenant [requests_per_second]` each; everybody", _path)
+    grpc_port: int = _setting("0", "port of millstream.v1.Ranking over gRPC; 0 means none", _port)
+    http_host: str = _setting("127.0.0.1", "which address HTTP and gRPC listen at; 0.0.0.0 is all: give tokens then")
+    processes: int = _setting("1", "how many processes `serve` runs: one a core", _processes)
+    tokens_file: Path | None = _setting(
+        "", "who may ask by HTTP and gRPC: lines `sha256hex tenant [requests_per_second]`; everybody", _path
+    )
     schema_registry_url: str = _setting("", "a Confluent-compatible schema registry", _url)
     slate: rules.Rules = _setting("", "rules of the slate: the table [slate] of millstream.toml, or the same as JSON", rules.parse)
     reply_topics: frozenset[str] = _setting("", "topics that rank requests may name for their answers, comma separated", _names)
@@ -172,14 +183,14 @@ def load(flags: Mapping[str, str | None], variables: Mapping[str, str] = os.envi
             values[setting.name] = setting.metadata["parse"](raw)
         except ValueError as error:
             faults.append(f"{where} is {without_password(raw)!r}: it takes {error}")
-    faults += _halves(values)
+    faults += _misfits(values)
     if faults:
         raise SettingsError("; ".join(faults) + ".")
     return Settings(**values)
 
 
-def _halves(values: Mapping[str, Any]) -> list[str]:
-    """Settings that are nothing without one another."""
+def _misfits(values: Mapping[str, Any]) -> list[str]:
+    """Settings that do not go with one another."""
     faults = [
         f"{of}_tls_key_file is given without {of}_tls_cert_file: a key belongs to a certificate"
         for of in ("store", "kafka")
@@ -188,6 +199,9 @@ def _halves(values: Mapping[str, Any]) -> list[str]:
     protocol = values.get("kafka_security_protocol", "")
     if protocol.startswith("SASL") and not (values["kafka_sasl_username"] and values["kafka_sasl_password"]):
         faults.append(f"kafka_security_protocol is {protocol!r}: it takes kafka_sasl_username and kafka_sasl_password, too")
+    last_port = values.get("metrics_port", 0) + values.get("processes", 1) - 1
+    if values.get("metrics_port") and last_port > PORT_MAX:
+        faults.append(f"metrics_port and the {values['processes']} processes' own behind it reach {last_port}: ports end at {PORT_MAX}")
     return faults
 
 

@@ -13,7 +13,7 @@ STAGES = Histogram("millstream_rank_stage_seconds", "Time a request spent in eac
 BACKFILLED = Counter("millstream_rank_backfilled", "Items that the store lacked, by what the snapshot had of them.", ["outcome"])
 DEAD_LETTERS = Counter("millstream_rank_dead_letters", "Rank requests sent to dead-letters.", ["reason"])
 REPLIES_REFUSED = Counter("millstream_rank_replies_refused", "Reply topics named by a request that are not on the allow-list.")
-TELEMETRY_DROPPED = Counter("millstream_rank_telemetry_dropped", "Telemetry of HTTP answers that Kafka did not take in time.")
+TELEMETRY_DROPPED = Counter("millstream_rank_telemetry_dropped", "Telemetry of HTTP and gRPC answers that Kafka did not take in time.")
 LAG = Gauge("millstream_rank_lag_records", "Rank requests not read yet, by partition, as of the last read.", ["partition"])
 FRESHNESS = Histogram(
     "millstream_rank_freshness_seconds",

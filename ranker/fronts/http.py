@@ -7,7 +7,6 @@ the model is never a 5xx to a rank request: the ranker falls back and says so in
 import math
 import re
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Any
@@ -22,23 +21,20 @@ from online_store.view import describe
 from ranker.fronts import openapi, problems
 from ranker.fronts.auth import ANYBODY, Caller, Tokens
 from ranker.fronts.problems import Problem
+from ranker.fronts.requests import BODY_BYTES_MAX, Tell, request_of
 from ranker.fronts.shapes import Place, Rank, Ranked, Status
-from ranker.rank import Ranker, check_request
+from ranker.rank import Ranker
 from schemas import codec
 from schemas.errors import BundleError, DecodeError, SettingsError, StoreError
 from schemas.features import Registry
-from schemas.records import CLOCK_SKEW_MS_MAX, ID_BYTES_MAX, TS_MS_MAX, RankRequest, RankResponse, Reason
+from schemas.records import ID_BYTES_MAX, TS_MS_MAX, RankRequest, RankResponse
 from schemas.topics import RANK_RESPONSES
 
-#: A larger body is refused (bytes): 200 candidates of the longest ids and a context take half of it.
-BODY_BYTES_MAX = 65_536
 JSON = b"application/json"
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
-#: A request's answer that goes to telemetry: who asked, and the encoded RankTelemetry.
-Tell = Callable[[RankRequest, bytes], None]
 Reply = tuple[bytes, bytes]
 
 _BODY = msgspec.json.Decoder(Rank)
@@ -107,7 +103,7 @@ class HttpFront:
     async def _rank(self, scope: Scope, receive: Receive) -> Reply:
         received_s = time.perf_counter()
         caller = self._caller(scope)
-        request = request_of(await _body(scope, receive), caller.tenant, time.time_ns() // 1_000_000)
+        request = _request(await _body(scope, receive), caller.tenant, time.time_ns() // 1_000_000)
         answer = await self._ranker.answer(request, received_s)
         if answer.telemetry is not None:
             self._tell(request, answer.telemetry)
@@ -117,7 +113,7 @@ class HttpFront:
         """What POST /v1/rank would answer, and why, with its body as a query: lists are repeated, `context.tab` is one of the context."""
         caller = self._caller(scope)
         body = openapi.body_of(parse_qs(scope["query_string"].decode("ascii", "replace"), keep_blank_values=True))
-        request = request_of(body, caller.tenant, time.time_ns() // 1_000_000)
+        request = _request(body, caller.tenant, time.time_ns() // 1_000_000)
         try:
             return JSON, msgspec.json.encode(await self._ranker.explain(request))
         except (StoreError, BundleError, TimeoutError) as error:
@@ -186,36 +182,16 @@ async def _body(scope: Scope, receive: Receive) -> bytes:
     return body
 
 
-def request_of(body: bytes, tenant: str, now_ms: int) -> RankRequest:
-    """A request that can be answered. now_ms: milliseconds UTC. Raises Problem with the field at fault."""
+def _request(body: bytes, tenant: str, now_ms: int) -> RankRequest:
+    """A request that can be answered. Raises Problem with the field at fault."""
     try:
-        said = _BODY.decode(body)
+        return request_of(_BODY.decode(body), tenant, now_ms)
     except UnicodeDecodeError as error:
         raise Problem(HTTPStatus.BAD_REQUEST, f"the body is not UTF-8: {error}") from error
     except (msgspec.DecodeError, RecursionError) as error:
         raise problems.of_invalid(error) from error
-    request = RankRequest(
-        request_id=said.request_id or str(uuid.uuid4()),
-        user_id=said.user_id,
-        candidate_item_ids=said.candidate_item_ids,
-        k=said.k,
-        ts_ms=now_ms if said.ts_ms is None else said.ts_ms,
-        deadline_ms=said.deadline_ms,
-        context=said.context,
-        tenant=tenant,
-    )
-    try:
-        _check(request, now_ms)
     except DecodeError as error:
         raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, error.detail, f"$.{error.detail.partition(' ')[0]}") from error
-    return request
-
-
-def _check(request: RankRequest, now_ms: int) -> None:
-    codec.check(request, now_ms)
-    check_request(request)
-    if now_ms - request.ts_ms > CLOCK_SKEW_MS_MAX:
-        raise DecodeError(Reason.OUT_OF_RANGE, f"ts_ms {request.ts_ms} is long before now, {now_ms}")
 
 
 def as_json(response: bytes) -> bytes:

@@ -15,11 +15,6 @@ from schemas.records import ID_BYTES_MAX
 STRANGER, HURRIED = HTTPStatus.UNAUTHORIZED, HTTPStatus.TOO_MANY_REQUESTS
 #: A token, where the operator gave a file of them.
 SECURITY: list[dict[str, list[str]]] = [{}, {"bearer": []}]
-
-#: What a query spells with digits.
-NUMBERS = ("k", "ts_ms", "deadline_ms")
-
-
 #: What a query spells with digits; of 64 bits, which is what they fit.
 NUMBERS, DIGITS = ("k", "ts_ms", "deadline_ms"), re.compile("[0-9]{1,19}")
 

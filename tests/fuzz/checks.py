@@ -6,7 +6,7 @@ from typing import Any
 
 import schemathesis
 
-from ranker.fronts.http import BODY_BYTES_MAX
+from ranker.fronts.requests import BODY_BYTES_MAX
 from schemas.records import ID_BYTES_MAX
 
 RANK_PATH = "/v1/rank"

@@ -12,7 +12,8 @@ import pytest
 
 from compose.serve import Server
 from ranker.fronts.auth import Tokens, parse
-from ranker.fronts.http import BODY_BYTES_MAX, HttpFront
+from ranker.fronts.http import HttpFront
+from ranker.fronts.requests import BODY_BYTES_MAX
 from ranker.rank import Ranker
 from schemas.features import REGISTRY
 from schemas.records import CANDIDATES_COUNT_MAX, ID_BYTES_MAX, RankRequest

@@ -59,6 +59,19 @@ def test_a_count_that_is_none_is_told(tmp_path: Path) -> None:
     assert "MILLSTREAM_REPEAT_OFFSETS is '-1': it takes a whole number" in refusal(tmp_path, {"MILLSTREAM_REPEAT_OFFSETS": "-1"})
 
 
+@pytest.mark.parametrize("count", ["0", "-1", "two", ""])
+def test_fewer_processes_than_one_are_told(tmp_path: Path, count: str) -> None:
+    """Nothing would run."""
+    assert f"MILLSTREAM_PROCESSES is {count!r}: it takes a whole number, 1 or more" in refusal(tmp_path, {"MILLSTREAM_PROCESSES": count})
+
+
+def test_the_last_process_has_a_metrics_port_too(tmp_path: Path) -> None:
+    """Each has the one behind that of the process before it."""
+    told = refusal(tmp_path, {"MILLSTREAM_METRICS_PORT": "65534", "MILLSTREAM_PROCESSES": "3"})
+
+    assert "metrics_port and the 3 processes' own behind it reach 65536: ports end at 65535" in told
+
+
 def test_all_wrong_settings_are_told_at_once(tmp_path: Path) -> None:
     """Each with where it stands, its value and what would be right."""
     told = refusal(

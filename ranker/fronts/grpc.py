@@ -1,0 +1,154 @@
+"""The gRPC front end: millstream.v1.Ranking (schemas/proto), grpc.health.v1 and server reflection.
+
+An answer is a function of the response's kept bytes, so that a request_id gets the same one on every front end. A fault of the store or of
+the model is never an error: the ranker falls back and says so in `degraded`. A call that its client cancels, or whose deadline is over,
+cancels the coroutine that answers it, and with it the ranking.
+"""
+
+import asyncio
+import contextlib
+import math
+import time
+from collections.abc import AsyncIterator
+from typing import Any, NoReturn, Protocol
+
+import grpc
+import msgspec
+from google.protobuf.message import DecodeError as MessageError
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from ranker.fronts.auth import ANYBODY, Caller, Tokens
+from ranker.fronts.requests import BODY_BYTES_MAX, Tell, request_of
+from ranker.fronts.shapes import Rank
+from ranker.rank import DEADLINE_MS, Ranker
+from schemas import codec
+from schemas.errors import DecodeError, SettingsError
+from schemas.proto.millstream.v1 import rank_pb2
+from schemas.records import RankRequest
+from schemas.topics import RANK_RESPONSES
+
+SERVICE = rank_pb2.DESCRIPTOR.services_by_name["Ranking"].full_name
+#: In this trailing metadata a caller that asks too often is told when to come again (milliseconds); a client of
+#: gRPC's own that has a retry policy waits so long.
+PUSHBACK_MS = "grpc-retry-pushback-ms"
+#: How often it is looked whether the ranker is ready (seconds): as often as the current generation is.
+LOOK_S = 1.0
+#: Fields of a request whose absence says something.
+OPTIONAL = ("k", "request_id", "ts_ms", "deadline_ms")
+ANSWERED = tuple(rank_pb2.RankResponse.DESCRIPTOR.fields_by_name)
+
+
+class Context(Protocol):
+    """What is used of grpc.aio.ServicerContext, which has no types."""
+
+    async def abort(self, code: grpc.StatusCode, details: str, trailing_metadata: tuple[tuple[str, str], ...] = ()) -> NoReturn:
+        """End the call with an error."""
+
+    def invocation_metadata(self) -> tuple[tuple[str, Any], ...]:
+        """What the caller said beside the message, names in lower case."""
+
+    def time_remaining(self) -> float | None:
+        """Seconds until the caller gives up; None where it waits for ever."""
+
+
+class GrpcFront:
+    """Answers gRPC requests with a ranker. tell: takes each answer's telemetry, and must not wait. tokens: None lets everybody in."""
+
+    def __init__(self, ranker: Ranker, tell: Tell, tokens: Tokens | None = None) -> None:
+        """Serving, as grpc.health.v1 has it, once the ranker knows its generation."""
+        self._ranker = ranker
+        self._tell = tell
+        self._tokens = tokens
+        self._health = health.aio.HealthServicer()
+
+    @contextlib.asynccontextmanager
+    async def listening(self, host: str, port: int, grace_s: float, *, shares_port: bool = False) -> AsyncIterator[int]:
+        """Answer at this address within the block, which gets the port, of which 0 is any; at its end, what is under way is answered first.
+
+        grace_s: then, after so many seconds, whatever is still there is cut off. shares_port: with other processes that say so, too.
+        Raises SettingsError for an address that is taken.
+        """
+        options = [("grpc.max_receive_message_length", BODY_BYTES_MAX), ("grpc.so_reuseport", int(shares_port))]
+        server = grpc.aio.server(options=options)
+        # Bytes in, bytes out: what is no message is then ours to refuse.
+        methods = {"Rank": grpc.unary_unary_rpc_method_handler(self._rank)}
+        server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, methods)])
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        try:
+            found = int(server.add_insecure_port(f"{host}:{port}"))
+        except RuntimeError as error:
+            raise SettingsError(f"grpc_port {port} on {host} cannot be listened at: {error}. Set another one.") from error
+        await self._tell_health()
+        looking = asyncio.create_task(self._look())
+        await server.start()
+        try:
+            yield found
+        finally:
+            await self.leave()
+            looking.cancel()
+            await server.stop(grace_s)
+
+    async def leave(self) -> None:
+        """Not serving any more, to whoever asks for health; requests are still answered."""
+        await self._health.enter_graceful_shutdown()
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            await self._tell_health()
+
+    async def _tell_health(self) -> None:
+        statuses = health_pb2.HealthCheckResponse
+        status = statuses.NOT_SERVING if self._ranker.generation is None else statuses.SERVING
+        for name in (health.OVERALL_HEALTH, SERVICE):
+            await self._health.set(name, status)
+
+    async def _rank(self, body: bytes, context: Context) -> bytes:
+        """A RankRequest's bytes to a RankResponse's."""
+        received_s = time.perf_counter()
+        caller = await self._caller(context)
+        try:
+            request = _request(body, caller.tenant, time.time_ns() // 1_000_000, context.time_remaining())
+        except (MessageError, msgspec.ValidationError, DecodeError) as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        answer = await self._ranker.answer(request, received_s)
+        if answer.telemetry is not None:
+            self._tell(request, answer.telemetry)
+        return as_message(answer.response)
+
+    async def _caller(self, context: Context) -> Caller:
+        """Who asks; somebody who is not known, or asks too often, goes away here."""
+        if self._tokens is None:
+            return ANYBODY
+        said = dict(context.invocation_metadata())
+        caller = self._tokens.caller(said.get("authorization", ""))
+        if caller is None:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "no token that is known: send metadata `authorization: Bearer TOKEN`")
+        wait_s = caller.limit.wait_s(time.monotonic()) if caller.limit else 0.0
+        if wait_s:
+            wait_ms = str(math.ceil(wait_s * 1000))
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"ask again in {wait_ms} ms", ((PUSHBACK_MS, wait_ms),))
+        return caller
+
+
+def _request(body: bytes, tenant: str, now_ms: int, left_s: float | None) -> RankRequest:
+    """A request that can be answered, before its caller gives up. left_s: seconds until then, None is never.
+
+    Raises MessageError for bytes that are no RankRequest, ValidationError or DecodeError with the field at fault.
+    """
+    said = rank_pb2.RankRequest.FromString(body)
+    given = {name: getattr(said, name) for name in OPTIONAL if said.HasField(name)}
+    fields = {"user_id": said.user_id, "candidate_item_ids": list(said.candidate_item_ids), "context": dict(said.context), **given}
+    request = request_of(msgspec.convert(fields, Rank), tenant, now_ms)
+    if left_s is None:
+        return request
+    return msgspec.structs.replace(request, deadline_ms=min(request.deadline_ms or DEADLINE_MS, max(int(left_s * 1000), 1)))
+
+
+def as_message(response: bytes) -> bytes:
+    """An encoded RankResponse as the gRPC answer: its fields of the same names."""
+    found = msgspec.to_builtins(codec.decode(RANK_RESPONSES, response))
+    answer: bytes = rank_pb2.RankResponse(**{name: found[name] for name in ANSWERED}).SerializeToString()
+    return answer
