@@ -10,7 +10,7 @@ from typing import Any
 import redis
 
 from benchmarks.machine import pinned
-from compose.local import LocalStack
+from compose.stack.local import LocalStack
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import pytest
 import redis
 from hypothesis import settings
 
-from compose.local import StackAddresses
+from compose.stack.local import StackAddresses
 from tests.services import docker_services, local_services
 
 for profile, examples in (("dev", 50), ("ci", 200), ("nightly", 5_000)):

@@ -18,7 +18,7 @@ from typing import Any
 import redis
 from redis.asyncio import Redis, RedisCluster
 
-from compose.kafka_jars import HOST, wheel
+from compose.stack.kafka_jars import HOST, wheel
 from online_store.servers.address import parse_url
 from tests.services import free_port
 from tests.workers import wait_until

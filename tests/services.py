@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
-from compose.kafka_jars import BROKER_SETTINGS, broker_answers
-from compose.local import LocalStack, StackAddresses
+from compose.stack.kafka_jars import BROKER_SETTINGS, broker_answers
+from compose.stack.local import LocalStack, StackAddresses
 
 #: Until then a broker in a container must answer, its image pulled.
 CONTAINER_START_TIMEOUT_S = 60.0

@@ -18,8 +18,8 @@ from typing import Any, Self
 import redis
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
-from compose.kafka_jars import broker_answers, broker_command
-from compose.local import Server, store_answers, store_command
+from compose.stack.kafka_jars import broker_answers, broker_command
+from compose.stack.local import Server, store_answers, store_command
 from online_store.keys import Generation, entity_of, guard_key, record_pattern
 from online_store.reading import read
 from online_store.record import layouts

@@ -19,7 +19,7 @@ from benchmarks.chaos.servers.cluster import ClusterStores
 from benchmarks.chaos.servers.pair import Stores
 from benchmarks.chaos.servers.proxy import Cut
 from benchmarks.chaos.watch import Watch
-from compose.local import Server
+from compose.stack.local import Server
 from online_store.keys import guard_key
 from online_store.servers.routing import slot_of
 from streams.app import IngestSettings

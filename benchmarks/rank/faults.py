@@ -13,7 +13,7 @@ from benchmarks import machine
 from benchmarks.rank.generator import Task, Verdict
 from benchmarks.rank.serving import Server, run
 from benchmarks.stack import Stack
-from compose.local import LocalStack
+from compose.stack.local import LocalStack
 from ranker.rank import DEADLINE_MS
 from schemas.errors import MillstreamError
 

@@ -17,7 +17,7 @@ from typing import IO, Self
 from prometheus_client.parser import text_string_to_metric_families
 
 from compose import topics
-from compose.local import LocalStack, StackAddresses
+from compose.stack.local import LocalStack, StackAddresses
 from schemas.errors import StackError
 
 #: How long a worker may take to answer on /metrics, or to stop (seconds).

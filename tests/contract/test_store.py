@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from redis import asyncio as client
 
-from compose.local import store_answers, store_command
+from compose.stack.local import store_answers, store_command
 from online_store.deltas import NOTHING, Deltas
 from online_store.keys import Entity, Generation, answer_key, guard_key, record_key, shard_of
 from online_store.memory import MemoryStore

@@ -21,7 +21,7 @@ import pytest
 from google.protobuf.json_format import MessageToDict
 
 from compose import topics
-from compose.local import Server
+from compose.stack.local import Server
 from online_store.redis import RedisStore
 from ranker.fronts.http import as_json
 from schemas import codec

@@ -11,7 +11,7 @@ from schemas.records import ID_BYTES_MAX
 
 RANK_PATH = "/v1/rank"
 #: Where a store that holds nothing yet may be told by a 503.
-STORE_PATHS = ("/readyz", "/v1/features/{kind}/{id}")
+STORE_PATHS = ("/readyz", "/v1/features/{kind}/{id}", "/v1/explain")
 
 
 @schemathesis.check

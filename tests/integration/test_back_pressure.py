@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from compose import topics
-from compose.local import Server
+from compose.stack.local import Server
 from schemas.records import Event, Impression
 from tests.services import free_port
 from tests.workers import Process, caught_up, command, counted, events, own_store, produce, stored, wait_until

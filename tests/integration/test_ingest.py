@@ -14,7 +14,7 @@ from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from compose import topics
-from compose.local import Server
+from compose.stack.local import Server
 from online_store.deltas import NOTHING
 from online_store.keys import Entity, record_key
 from online_store.redis import RedisStore

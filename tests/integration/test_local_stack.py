@@ -15,8 +15,8 @@ from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from compose.kafka_jars import last_words
-from compose.local import LocalStack, StackAddresses
+from compose.stack.kafka_jars import last_words
+from compose.stack.local import LocalStack, StackAddresses
 from schemas.errors import SettingsError, StackError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -50,7 +50,7 @@ def started(folder: Path) -> bool:
 
 def in_another_process(code: str, **environment: str) -> str:
     """What a fresh Python prints when it runs `code` with LocalStack, StackError and Path at hand."""
-    header = "from pathlib import Path\nfrom compose.local import LocalStack\nfrom schemas.errors import StackError\n"
+    header = "from pathlib import Path\nfrom compose.stack.local import LocalStack\nfrom schemas.errors import StackError\n"
     done = subprocess.run(  # noqa: S603 - the code is written in this file
         [sys.executable, "-c", header + code],
         cwd=REPOSITORY,

@@ -23,7 +23,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from compose import topics
-from compose.local import Server
+from compose.stack.local import Server
 from online_store.memory import MemoryStore
 from online_store.redis import RedisStore
 from online_store.snapshot.file import Made, writing

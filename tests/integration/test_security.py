@@ -22,9 +22,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from compose import topics
-from compose.kafka_jars import HOST, broker_answers, broker_command
-from compose.local import Server
 from compose.settings import load
+from compose.stack.kafka_jars import HOST, broker_answers, broker_command
+from compose.stack.local import Server
 from online_store.keys import Entity, Generation
 from online_store.redis import RedisStore
 from online_store.servers.address import Tls, parse_url

@@ -19,8 +19,8 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from compose.kafka_jars import BROKER_SETTINGS
 from compose.settings import Settings
+from compose.stack.kafka_jars import BROKER_SETTINGS
 from tests.services import environment_name, free_port
 
 REPOSITORY = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import redis
 
-from compose.kafka_jars import HOST
+from compose.stack.kafka_jars import HOST
 from tests.servers import cluster
 from tests.workers import wait_until
 

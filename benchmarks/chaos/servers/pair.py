@@ -10,8 +10,8 @@ from typing import Any, Self
 import redis
 
 from benchmarks.chaos.servers.proxy import Proxy
-from compose.kafka_jars import HOST
-from compose.local import Server, store_answers, store_command
+from compose.stack.kafka_jars import HOST
+from compose.stack.local import Server, store_answers, store_command
 from tests.services import free_port
 from tests.workers import GENERATION, wait_until
 

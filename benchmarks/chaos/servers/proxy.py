@@ -5,7 +5,7 @@ import threading
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from compose.kafka_jars import HOST
+from compose.stack.kafka_jars import HOST
 
 #: Bytes taken from a connection at once.
 CHUNK_BYTES = 65_536

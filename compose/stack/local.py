@@ -23,7 +23,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from compose.kafka_jars import ANSWER_TIMEOUT_S, HOST, broker_answers, broker_command, last_words, wheel
+from compose.stack.kafka_jars import ANSWER_TIMEOUT_S, HOST, broker_answers, broker_command, last_words, wheel
 from schemas.errors import SettingsError, StackError
 
 #: Until then a server that was started must answer. Kafka takes 2 s, 5 s after a kill -9; a busy machine is slower.
