@@ -17,8 +17,8 @@ from schemas.windows import DAY_MS
 RETENTION_MS = 45 * DAY_MS
 NEWEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]  # its stubs leave it untyped
 #: How long a batch of dead letters may be (bytes). A letter is longer than its record, and that may be as long as the broker takes
-#: it (1 MiB): with the same bound, such a record would stop its partition. One of headers alone becomes nine times as long, by the words
-#: before their names.
+#: it (1 MiB): with the same bound, such a record would stop its partition. A key stands in its letter twice; one of headers alone becomes
+#: nine times as long, by the words before their names.
 LETTERS_BYTES_MAX = 16 * 2**20
 #: How long to wait for the broker (seconds).
 ADMIN_S = 30.0

@@ -29,7 +29,7 @@ REPLY_TOPIC, REPLY_PARTITION, CORRELATION_ID, TRACE = "kafka_replyTopic", "kafka
 #: one request would stop every worker.
 HEADER_BYTES_MAX = 4_096
 #: What stands in place of headers of which one's name is not UTF-8: confluent-kafka fails on it, and gives none of them.
-UNREADABLE = (("unreadable", b""),)
+UNREADABLE: tuple[tuple[str, bytes], ...] = (("unreadable", b""),)
 #: Called plainly it gives a list with a hole and leaves an error set, which a warm interpreter sees too late; called so, it is seen.
 _headers = operator.methodcaller("headers")
 #: Requests taken at once. More would let the last of a batch wait for longer than its deadline.

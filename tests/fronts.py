@@ -41,7 +41,7 @@ async def hang(_: bytes) -> bytes | None:
     return None
 
 
-def relay(port: int) -> Callable[[bytes], Awaitable[bytes | None]]:
+def relay(port: int) -> Callable[[bytes], Awaitable[bytes]]:
     """What a server at this port answers."""
 
     async def ask(request: bytes) -> bytes:

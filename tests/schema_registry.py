@@ -32,13 +32,13 @@ class Answers(BaseHTTPRequestHandler):
 class Registry(ThreadingHTTPServer):
     """Our newest schemas by id or GUID. missing: status and body for what it does not have; asked: paths, in order."""
 
-    def __init__(self, names: Mapping[int | UUID, str]) -> None:
+    def __init__(self, *names: Mapping[int, str] | Mapping[UUID, str]) -> None:
         super().__init__(("127.0.0.1", 0), Answers)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.asked: list[str] = []
         self.missing: tuple[int, object] = (404, {"error_code": 40403, "message": "Schema not found"})
         self.schemas: dict[str, object] = {}
-        for key, name in names.items():
+        for key, name in (item for some in names for item in some.items()):
             kind = "guids" if isinstance(key, UUID) else "ids"
             self.schemas[f"/schemas/{kind}/{key}"] = {"schema": json.dumps(avro.NEWEST[name].raw)}
 

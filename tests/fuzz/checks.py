@@ -15,7 +15,7 @@ STORE_PATHS = ("/readyz", "/v1/features/{kind}/{id}", "/v1/explain")
 
 
 @schemathesis.check
-def what_fits_is_ranked(_: schemathesis.CheckContext, response: schemathesis.Response, case: schemathesis.Case) -> None:
+def what_fits_is_ranked(_: schemathesis.CheckContext, response: schemathesis.Response, case: schemathesis.Case[Any]) -> None:
     """A request as the document has it is refused for what no schema can say, and for nothing else."""
     is_good = case.meta is not None and case.meta.generation.mode.is_positive
     if is_good and case.operation.path == RANK_PATH and fits(case.body):
@@ -31,7 +31,7 @@ def fits(body: Any) -> bool:  # noqa: ANN401  # what was drawn
 
 
 @schemathesis.check
-def only_the_store_is_missed(_: schemathesis.CheckContext, response: schemathesis.Response, case: schemathesis.Case) -> None:
+def only_the_store_is_missed(_: schemathesis.CheckContext, response: schemathesis.Response, case: schemathesis.Case[Any]) -> None:
     """No 5xx but a 503 where the store alone could answer."""
     is_expected = response.status_code == HTTPStatus.SERVICE_UNAVAILABLE and case.operation.path in STORE_PATHS
     assert is_expected or response.status_code < HTTPStatus.INTERNAL_SERVER_ERROR, "a server error"

@@ -29,7 +29,11 @@ BEGIN_MS, OLD_BEGIN_MS = NOW_MS + 120_000, 1
 #: One request in so many is as it should be; is as large as Kafka takes it; says a time long gone; has odd headers; an odd key.
 GOOD_EVERY, LARGE_EVERY, OLD_EVERY, HEADERS_EVERY, KEY_EVERY = 5, 400, 20, 2, 4
 #: What a broker takes in one message, less its frame (bytes).
-LARGE_BYTES = 1_047_000
+LARGE_BYTES = 1_048_400
+#: Headers of one record: of more than 100,000 librdkafka gives none, and a letter has some of its own.
+HEADERS_COUNT_MAX = 99_000
+#: How deep JSON may be depends on the stack of whoever reads it: what the worker finds too deep may be none of our records here.
+DEEP = "a deep type"
 
 Fields = dict[str, Any]
 Headers = list[tuple[str, bytes | None]]
@@ -56,11 +60,11 @@ def request(seed: int, number: int, replies: str, *, is_good: bool = False) -> R
     timestamp = (OLD_BEGIN_MS if is_old else BEGIN_MS) + number
     fields = good(random, number, timestamp)
     if is_good or random.randrange(GOOD_EVERY) == 0:
-        value, headers = encoded(msgspec.convert(fields | {"deadline_ms": 5_000}, RankRequest), random.choice(WIRES))
-        return Request(fields["user_id"].encode(), value, timestamp, [*headers], ["good"])
+        plain, framing = encoded(msgspec.convert(fields | {"deadline_ms": 5_000}, RankRequest), random.choice(WIRES))
+        return Request(fields["user_id"].encode(), plain, timestamp, [*framing], ["good"])
     story: list[str] = []
-    value, framing = _value(random, fields, story)
-    headers = [*framing, *_headers(random, replies, story)]
+    value, headers = _value(random, fields, story)
+    headers += _headers(random, replies, story)
     key = _key(random, fields, story)
     if random.randrange(LARGE_EVERY) == 0:
         key, value, headers = _large(random, fields, headers, story)
@@ -118,6 +122,12 @@ def _words(random: Random, length: int) -> str:
     return "".join(random.choice('aZ0 :{}"\\/\0\n\x7f\x85é\u202e日\ufffe😀') for _ in range(length))
 
 
+def _at_the_bound(random: Random, ts_ms: int) -> int:
+    """Five minutes off, by and large."""
+    off_ms = random.choice((-1, 1)) * (CLOCK_SKEW_MS_MAX + random.randint(-60_000, 60_000))
+    return max(min(ts_ms + off_ms, 2**63 - 1), -(2**63))
+
+
 #: Changes of a field that every wire form can carry.
 FIELDS: dict[str, Callable[[Random, Fields], Any]] = {
     "no candidates": lambda _, said: said.update(candidate_item_ids=[]),
@@ -142,9 +152,7 @@ FIELDS: dict[str, Callable[[Random, Fields], Any]] = {
     "an odd k": lambda random, said: said.update(k=random.choice((0, -1, 201, 2**31 - 1, -(2**31)))),
     "an odd deadline": lambda random, said: said.update(deadline_ms=random.choice((0, -1, 1, 2, 11, 2**62, 2**63 - 1, -(2**63)))),
     "an odd time": lambda random, said: said.update(ts_ms=random.choice((0, -1, 1, 2**31, 2**62, 2**63 - 1, -(2**63)))),
-    "a time at the bound": lambda random, said: said.update(
-        ts_ms=said["ts_ms"] + random.choice((-1, 1)) * (CLOCK_SKEW_MS_MAX + random.randint(-60_000, 60_000))
-    ),
+    "a time at the bound": lambda random, said: said.update(ts_ms=_at_the_bound(random, said["ts_ms"])),
     "a large context": lambda random, said: said.update(
         context={f"c{n}": "v" * random.randrange(300) for n in range(random.randrange(600))}
     ),
@@ -268,7 +276,7 @@ WHOLE: dict[str, Callable[[Random], bytes | None]] = {
         (b"[]", b"null", b"7", b'"x"', b"{}", b"{}}", b"{]", b"\xef\xbb\xbf{}", b"{\0}")
     ),
     "JSON too deep": lambda random: b'{"type":' * random.choice((100, 990, 100_000)),
-    "a deep type": lambda random: b'{"type":%s}' % _nested(random.randrange(400, 1_000)),
+    DEEP: lambda random: b'{"type":%s}' % _nested(random.randrange(400, 1_000)),
 }
 
 
@@ -350,7 +358,8 @@ def _large(random: Random, fields: Fields, headers: Headers, story: list[str]) -
         case "key":
             key = _noise(random, left)
         case "many headers":
-            headers = [*headers, *[(random.choice(string.ascii_letters), b"") for _ in range(left // 4)]]
+            count = min(left // 10, HEADERS_COUNT_MAX - len(headers))
+            headers = [*headers, *(("".join(random.choices(string.ascii_letters, k=6)), b"") for _ in range(count))]
         case _:
             headers = [*headers, (place, _noise(random, left))]
     return key, value, headers

@@ -100,8 +100,9 @@ def _serving(kafka_bootstrap: str, store_url: str, folder: Path, prefix: str, re
     admin.create_topics([NewTopic(replies, REPLY_PARTITIONS, 1)])[replies].result(PATIENCE_S)
     rankers.trained(folder / "models")
     asyncio.run(_fill(store_url))
-    names = {**{number: name for name, number in SCHEMA_NUMBERS.items()}, **{guid: name for name, guid in SCHEMA_GUIDS.items()}}
-    with Registry(names) as registry, registry.running():
+    numbered = {number: name for name, number in SCHEMA_NUMBERS.items()}
+    guided = {guid: name for name, guid in SCHEMA_GUIDS.items()}
+    with Registry(numbered, guided) as registry, registry.running():
         settings = {"kafka_bootstrap": kafka_bootstrap, "topic_prefix": prefix, "group_id": prefix, "store_url": store_url}
         settings |= {"models_uri": str(folder / "models"), "reply_topics": replies, "schema_registry_url": registry.url}
         with command(folder, "serve", **settings) as process:
@@ -119,7 +120,7 @@ def _send(kafka_bootstrap: str, topic: str, asked: Mapping[int, Request], places
     """Send every request to the partition of its number, and note where Kafka put it. Fails where Kafka does not take one."""
     refused: list[KafkaError] = []
     limits = {"message.max.bytes": 2_000_000, "queue.buffering.max.kbytes": 100_000}
-    producer = Producer({"bootstrap.servers": kafka_bootstrap, "linger.ms": 5, **limits})
+    producer = Producer({"bootstrap.servers": kafka_bootstrap, "linger.ms": 5, "log_level": 0, **limits})
 
     def delivered(number: int) -> Callable[[KafkaError | None, Message], None]:
         def note(error: KafkaError | None, message: Message) -> None:
@@ -146,9 +147,8 @@ def _send(kafka_bootstrap: str, topic: str, asked: Mapping[int, Request], places
 @contextmanager
 def _outcomes(kafka_bootstrap: str, prefix: str, replies: str) -> Iterator[Consumer]:
     """Whatever comes out of the serving process."""
-    consumer = Consumer(
-        {"bootstrap.servers": kafka_bootstrap, "group.id": "fuzz", "fetch.wait.max.ms": 50, "fetch.message.max.bytes": 2**22}
-    )
+    quick = {"fetch.wait.max.ms": 50, "fetch.message.max.bytes": 2**22, "log_level": 0}
+    consumer = Consumer({"bootstrap.servers": kafka_bootstrap, "group.id": "fuzz", **quick})
     held = consumer.list_topics(timeout=PATIENCE_S).topics
     names = (prefix + RANK_RESPONSES.name, replies, prefix + DEAD_LETTERS.name)
     consumer.assign([TopicPartition(name, partition, 0) for name in names for partition in held[name].partitions])

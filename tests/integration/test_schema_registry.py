@@ -33,7 +33,7 @@ STRANGE = {
 @pytest.fixture
 def registry() -> Iterator[Registry]:
     """A running registry with our schemas and other people's."""
-    with Registry({**NAMES, **{guid: name for name, guid in GUIDS.items()}}) as server, server.running():
+    with Registry(NAMES, {guid: name for name, guid in GUIDS.items()}) as server, server.running():
         server.schemas |= {f"/schemas/ids/{number}": body for number, body in STRANGE.items()}
         yield server
 
