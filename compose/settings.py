@@ -2,14 +2,16 @@
 
 import importlib
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from online_store.servers.address import Tls, parse_url, without_password
+from ranker.budgets import BUDGETS, Budgets
 from schemas.columnar.repeats import REPEAT_OFFSETS
 from schemas.errors import SettingsError
 from schemas.features import Registry
@@ -65,6 +67,27 @@ def _count(value: str) -> int:
     if not value.isdigit():
         raise ValueError("a whole number, 0 or more")
     return int(value)
+
+
+def _budgets(value: str) -> Budgets:
+    """The budgets of "store=25,score=20"; a stage that is not named keeps its own."""
+    faults: list[str] = []
+    given: dict[str, int] = {}
+    for stage, _, ms in (part.strip().partition("=") for part in value.split(",") if part.strip()):
+        if f"{stage}_ms" not in asdict(BUDGETS):
+            faults.append(f"{stage!r} is no stage")
+        elif not re.fullmatch("-?[0-9]{1,9}", ms):
+            faults.append(f"{stage} is {ms!r}, no whole number")
+        else:
+            given[f"{stage}_ms"] = int(ms)
+    try:
+        found = replace(BUDGETS, **given)
+    except SettingsError as error:
+        faults.append(str(error))
+    if faults:
+        stages = ",".join(f"{name.removesuffix('_ms')}={ms}" for name, ms in asdict(BUDGETS).items())
+        raise ValueError(f"milliseconds by stage, for one {stages} ({'; '.join(faults)})")
+    return found
 
 
 def _names(value: str) -> frozenset[str]:
@@ -124,6 +147,7 @@ class Settings:
     http_host: str = _setting("127.0.0.1", "which address it listens at; 0.0.0.0 is all: give tokens then")
     tokens_file: Path | None = _setting("", "who may ask over HTTP, a line `sha256hex tenant [requests_per_second]` each; everybody", _path)
     schema_registry_url: str = _setting("", "a Confluent-compatible schema registry", _url)
+    budgets_ms: Budgets = _setting("", "what stages of a rank request may take, for one store=25,score=20; see operations.md", _budgets)
     reply_topics: frozenset[str] = _setting("", "topics that rank requests may name for their answers, comma separated", _names)
 
     @property
@@ -195,8 +219,14 @@ def _raw(
         return variable, variables[variable]
     if name not in table:
         return name, default
-    value = table[name]
-    return f"{file}: {name}", ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return f"{file}: {name}", _as_words(table[name])
+
+
+def _as_words(value: object) -> str:
+    """A value of the file as a flag would say it."""
+    if isinstance(value, dict):
+        return ",".join(f"{name}={one}" for name, one in value.items())
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _table(file: Path) -> dict[str, Any]:

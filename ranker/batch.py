@@ -1,8 +1,10 @@
-"""A batch of requests to slates: read, matrix, score, order. What cannot be done so falls back, step by step, and says how far.
+"""A batch of requests to slates: read, matrix, score, calibrate, order. What cannot be done so falls back, step by step, and says how far.
 
 full answer -> vectors that the near cache still has -> popularity -> the order that the candidates came in
 """
 
+import asyncio
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,15 +14,21 @@ from numpy.typing import NDArray
 from online_store.keys import Generation
 from online_store.store import OnlineStore
 from ranker import metrics
+from ranker.budgets import Budgets
 from ranker.bundle import Bundle
 from ranker.encode import Items
-from ranker.popularity import Popularity
+from ranker.reads.popularity import Popularity
 from ranker.reads.reader import FOLDED, Asked, Read, Reader
-from ranker.score import Scorer
+from ranker.score import Scorer, Scores
 from schemas.aggregates import ITEM, USER
 from schemas.errors import BundleError, GenerationError, StoreAwayError, StoreError
 from schemas.features import REQUEST, Feature, Registry
-from schemas.records import Degraded
+from schemas.records import CANDIDATES_COUNT_MAX, Degraded, RankRequest
+
+#: Items that are read before somebody asks: some ten reads, a few milliseconds of store and ranker each. More would crowd out requests.
+POPULAR_COUNT_MAX = 2_000
+#: How long that may take (seconds). What is not near by then is read when it is asked for.
+PREWARM_S = 1.0
 
 
 class Ranked(NamedTuple):
@@ -34,8 +42,11 @@ class Ranked(NamedTuple):
 class Pipeline:
     """Ranks batches on one store with one bundle."""
 
-    def __init__(self, store: OnlineStore, registry: Registry, bundle: Bundle) -> None:
-        """Raises BundleError for a bundle that was trained on another registry."""
+    def __init__(self, store: OnlineStore, registry: Registry, bundle: Bundle, budgets: Budgets) -> None:
+        """Warm when it stands: the model has scored the bundle's sample, and all that a request runs through was compiled.
+
+        Raises BundleError for a bundle that was trained on another registry, or that cannot score.
+        """
         if bundle.manifest.feature_version != registry.fingerprint:
             message = (
                 f"{bundle.folder} was trained on registry {bundle.manifest.feature_version}, ours is {registry.fingerprint}. "
@@ -43,33 +54,64 @@ class Pipeline:
             )
             raise BundleError(message)
         self._registry = registry
+        self._budgets = budgets
         self._scorer = Scorer(bundle, registry.places[ITEM])
-        self._reader = Reader(store, registry, self._scorer.fold)
+        self._reader = Reader(store, registry, budgets, self._scorer.fold)
         self._popularity = Popularity(bundle.popularity)
+        self._popular = list(bundle.popularity)[:POPULAR_COUNT_MAX]
         self._ctr_at = longest_ctr_at(registry)
+        self.rank([_nobodys(["nothing"], 0)], self._reader.unknown(1))
 
     def forget(self) -> None:
         """Another generation is current: nothing that was read holds any more."""
         self._reader.forget()
 
+    @property
+    def is_store_away(self) -> bool:
+        """Whether the store is left alone, for it did not answer."""
+        return self._reader.is_store_away
+
+    async def prewarm(self, generation: Generation | None) -> None:
+        """Read what is popular before it is asked for: after a start, another generation or an outage nothing is near.
+
+        Popularity learns nothing from it: as of now a store that is being filled, or replays another time, knows less than the bundle.
+        """
+        now_ms = time.time_ns() // 1_000_000
+        try:
+            async with asyncio.timeout(PREWARM_S):
+                for at in range(0, len(self._popular), CANDIDATES_COUNT_MAX):
+                    await self._read(generation, [_nobodys(self._popular[at : at + CANDIDATES_COUNT_MAX], now_ms)])
+        except (TimeoutError, StoreError):
+            metrics.FALLBACKS.labels("prewarm").inc()
+
     async def read(self, generation: Generation | None, batch: Sequence[Asked]) -> Read:
         """What a batch must know. Raises TimeoutError, StoreError, and GenerationError without a generation of our registry."""
-        if generation is None or generation.feature_version != self._registry.fingerprint:
-            raise GenerationError(f"the current generation is {generation}: none of registry {self._registry.fingerprint}. Rebuild one.")
-        with metrics.STAGES.labels("store").time():
-            found = await self._reader.read(generation, batch)
+        found = await self._read(generation, batch)
         if self._ctr_at is not None:
             self._popularity.learn(found.new_ids, found.new.vectors[:, self._ctr_at])
         return found
 
+    async def _read(self, generation: Generation | None, batch: Sequence[Asked]) -> Read:
+        if generation is None or generation.feature_version != self._registry.fingerprint:
+            raise GenerationError(f"the current generation is {generation}: none of registry {self._registry.fingerprint}. Rebuild one.")
+        with metrics.STORE.time():
+            return await self._reader.read(generation, batch)
+
     def rank(self, batch: Sequence[Asked], known: Read, degraded: Degraded = Degraded.NONE) -> list[Ranked]:
         """Slates from what was read, one a request. Raises BundleError where the model cannot score."""
-        with metrics.STAGES.labels("vector").time():
+        begun_s = time.perf_counter()
+        with metrics.VECTOR.time():
             matrix = self._matrix(batch, known)
-        with metrics.STAGES.labels("score").time():
-            scores = self._scorer.score(matrix, known.starts, known.items.facts.get(FOLDED))
-        with metrics.STAGES.labels("slate").time():
-            return [self._slate(asked, number, known, matrix, scores, degraded) for number, asked in enumerate(batch)]
+        with metrics.SCORE.time():
+            raw = self._scorer.score(matrix, known.starts, known.items.facts.get(FOLDED))
+        with metrics.CALIBRATE.time():
+            scores = Scores(raw, self._scorer.calibrate(raw))
+        scored_s = time.perf_counter()
+        with metrics.SLATE.time():
+            slates = [self._slate(asked, number, known, matrix, scores, degraded) for number, asked in enumerate(batch)]
+        metrics.spent("score", scored_s - begun_s, self._budgets.score_ms)
+        metrics.spent("rules", time.perf_counter() - scored_s, self._budgets.rules_ms)
+        return slates
 
     def fall_back(self, asked: Asked, cause: str) -> Ranked:
         """The best slate without the store, or without the model."""
@@ -102,15 +144,13 @@ class Pipeline:
         return matrix
 
     @staticmethod
-    def _slate(
-        asked: Asked, number: int, known: Read, matrix: NDArray[np.float32], scores: NDArray[np.float32], degraded: Degraded
-    ) -> Ranked:
+    def _slate(asked: Asked, number: int, known: Read, matrix: NDArray[np.float32], scores: Scores, degraded: Degraded) -> Ranked:
         rows = slice(int(known.starts[number]), int(known.starts[number + 1]))
-        order = _order(scores[rows], known.items.facts["removed"][rows], asked.request.k)
+        order = _order(scores.raw[rows], known.items.facts["removed"][rows], asked.request.k)
         packed = matrix[rows][order].astype("<f4", copy=False).tobytes()
         size = matrix.shape[1] * matrix.itemsize
         vectors = [packed[at : at + size] for at in range(0, len(packed), size)]
-        return Ranked(_items(asked, order, scores[rows], vectors), degraded, int(known.stale_ms[number]))
+        return Ranked(_items(asked, order, scores.calibrated[rows], vectors), degraded, int(known.stale_ms[number]))
 
 
 def _order(scores: NDArray[np.float32], removed: NDArray[np.bool_], k: int) -> NDArray[np.intp]:
@@ -122,6 +162,11 @@ def _order(scores: NDArray[np.float32], removed: NDArray[np.bool_], k: int) -> N
 def _items(asked: Asked, order: NDArray[np.intp], scores: NDArray[np.float32], vectors: Sequence[bytes]) -> Items:
     ids = [asked.item_ids[place] for place in order.tolist()]
     return Items(ids, scores[order].tolist(), [()] * len(ids), vectors, [1.0] * len(ids))
+
+
+def _nobodys(item_ids: list[str], as_of_ms: int) -> Asked:
+    """A request that nobody sent."""
+    return Asked(RankRequest(request_id="", user_id="", candidate_item_ids=item_ids, k=len(item_ids), ts_ms=as_of_ms), item_ids)
 
 
 def longest_ctr_at(registry: Registry) -> int | None:

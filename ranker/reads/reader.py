@@ -17,6 +17,8 @@ from online_store.keys import Entity, Generation, record_key
 from online_store.reading import read
 from online_store.record import layouts
 from online_store.store import OnlineStore
+from ranker import metrics
+from ranker.budgets import Budgets
 from ranker.reads.breaker import Breaker
 from ranker.reads.near import NEAR_MS, STALE_MS_MAX, Columns, Near
 from schemas.aggregates import CLICKS, IMPRESSIONS, ITEM, USER, Tiles
@@ -24,10 +26,10 @@ from schemas.errors import StoreAwayError
 from schemas.features import Registry
 from schemas.records import RankRequest
 
-#: What a batch's read may take (milliseconds) before its requests fall back. More eats up what scoring and the way back need.
-STORE_MS_MAX = 25
 #: A read that lost its connection is tried once more, after up to this (milliseconds): a restart closed it, and the next may hold.
 RETRY_MS_MAX = 3
+#: A read that is given up this many times later than it should be says that this process stood still, not the store.
+LATE = 2
 
 Ints = NDArray[np.int64]
 #: The fact that is what the model made of an item's features.
@@ -61,10 +63,13 @@ class Read(NamedTuple):
 class Reader:
     """Reads for rankers of one store and one registry."""
 
-    def __init__(self, store: OnlineStore, registry: Registry, fold: Callable[[NDArray[np.float32]], NDArray[np.uint64] | None]) -> None:
+    def __init__(
+        self, store: OnlineStore, registry: Registry, budgets: Budgets, fold: Callable[[NDArray[np.float32]], NDArray[np.uint64] | None]
+    ) -> None:
         """Nothing is read before the first call. fold: what a model makes of items' features beforehand, None where it makes nothing."""
         self._fold = fold
         self._store = store
+        self._budgets = budgets
         self._registry = registry
         self._layouts = layouts(registry)
         self._near = Near()
@@ -82,18 +87,29 @@ class Reader:
         return Columns(vectors, facts if folded is None else facts | {FOLDED: folded})
 
     def forget(self) -> None:
-        """Another generation is current."""
-        self._near.clear()
+        """Another generation is current. What is being read of the one before is not kept either."""
+        self._near = Near()
+
+    @property
+    def is_store_away(self) -> bool:
+        """Whether the store is left alone."""
+        return self._breaker.is_open
 
     async def read(self, generation: Generation, batch: Sequence[Asked]) -> Read:
-        """Read for a batch. Raises TimeoutError past STORE_MS_MAX, StoreError where the store does not answer or is left alone."""
-        now_s = time.monotonic()
+        """Read for a batch. Raises TimeoutError past its budget, StoreError where the store does not answer or is left alone."""
+        now_s, budget_s = time.monotonic(), self._budgets.store_ms / 1000
         if not self._breaker.allows(now_s):
             raise StoreAwayError(f"the store failed {self._breaker.failures} times in a row and is left alone for a while")
         try:
-            async with asyncio.timeout(STORE_MS_MAX / 1000):
+            async with asyncio.timeout(budget_s):
                 found = await self._read(generation, batch, now_s * 1000)
-        except (TimeoutError, StoreAwayError):
+        except TimeoutError:
+            metrics.OVER_BUDGET.labels("store").inc()
+            if time.monotonic() - now_s < LATE * budget_s:
+                self._breaker.failed(time.monotonic())
+            self._breaker.probing = False
+            raise
+        except StoreAwayError:
             self._breaker.failed(time.monotonic())
             raise
         except BaseException:
@@ -110,8 +126,16 @@ class Reader:
             return None
         items = self._unknown.take(np.zeros(len(places), np.int64))
         _put(items, known, self._near.take(places[known]))
-        starts = np.array([0, len(places)], np.int64)
-        return Read(items, starts, self._nobody[None, :], ages[known].max(keepdims=True), [], self._unknown.take(starts[:0]))
+        return self._alone(items, ages[known].max(keepdims=True))
+
+    def unknown(self, count: int) -> Read:
+        """What is known of nobody's request for so many items that nobody saw."""
+        return self._alone(self._unknown.take(np.zeros(count, np.int64)), np.zeros(1))
+
+    def _alone(self, items: Columns, stale_ms: NDArray[np.float64]) -> Read:
+        """One request, of nobody, for which nothing was read."""
+        starts = np.array([0, len(items)], np.int64)
+        return Read(items, starts, self._nobody[None, :], stale_ms, [], self._unknown.take(starts[:0]))
 
     async def _read(self, generation: Generation, batch: Sequence[Asked], now_ms: float) -> Read:
         places, ages = self._standing(batch, now_ms)
@@ -144,12 +168,13 @@ class Reader:
         """The users' features, and what is wanted as of the first moment that it is wanted for, which is near from now on."""
         users = [Entity(asked.request.tenant, USER, asked.request.user_id) for asked in batch]
         items = [Entity(tenant, ITEM, item_id) for tenant, item_id, _ in wanted]
+        near = self._near
         raws = await self._values([record_key(generation, entity) for entity in (*users, *items)])
         moments = np.array([asked.request.ts_ms for asked in batch], np.int64)
         of_users = self._registry.columns(USER, read(self._layouts[USER], raws[: len(users)], moments), moments)
         moments = np.array(list(wanted.values()), np.int64)
         found = self.columns(read(self._layouts[ITEM], raws[len(users) :], moments), moments)
-        self._near.put([(tenant, item_id) for tenant, item_id, _ in wanted], found, now_ms, moments)
+        near.put([(tenant, item_id) for tenant, item_id, _ in wanted], found, now_ms, moments)
         return of_users, found
 
     async def _values(self, keys: Sequence[bytes]) -> list[bytes | None]:
