@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import multiprocessing
 import signal
@@ -20,7 +21,8 @@ from ranker.fronts import auth
 from ranker.fronts.grpc import GrpcFront
 from ranker.fronts.http import HttpFront
 from ranker.kafka import RankSettings, RankWorker
-from ranker.rank import Ranker, check_request
+from ranker.rank import Ranker
+from schemas import codec
 from schemas.errors import SettingsError, StoreAwayError
 from schemas.records import RankRequest
 from streams.schema_registry import schema_ids
@@ -32,6 +34,9 @@ DRAIN_S = 5
 #: How long an idle connection is kept (seconds): longer than balancers keep theirs, 60 as a rule. Who hangs up first must not be us, or a
 #: request is on its way to a closed connection.
 KEEP_ALIVE_S = 75
+#: Objects made and not freed before a search for cycles begins. A request leaves none, so it would find nothing; usual is 700, which is
+#: every few requests. More would let what a library leaves behind pile up.
+GARBAGE_THRESHOLD = 50_000
 
 
 def serve(settings: Settings) -> str:
@@ -47,14 +52,14 @@ def serve(settings: Settings) -> str:
 
 def explain(settings: Settings, request: RankRequest) -> dict[str, Any]:
     """How a request would come to its slate now, ready for JSON. Raises MillstreamError where it would fall back."""
-    check_request(request)
+    codec.check_request(request)
     bundle = bundles.load(bundles.latest(settings.models_uri), feature_version=settings.features.fingerprint)
     return asyncio.run(_explain(settings, bundle, request))
 
 
 async def _explain(settings: Settings, bundle: bundles.Bundle, request: RankRequest) -> dict[str, Any]:
     store = RedisStore(settings.store_url, settings.features, STORE_TIMEOUT_S, settings.store_tls)
-    ranker = Ranker(store, settings.features, bundle, settings.slate)
+    ranker = Ranker(store, settings.features, bundle, settings.budgets_ms, settings.slate)
     try:
         await ranker.refresh()
         return await ranker.explain(request)
@@ -66,7 +71,7 @@ async def _explain(settings: Settings, bundle: bundles.Bundle, request: RankRequ
 
 async def _serve(settings: Settings, bundle: bundles.Bundle, snapshot: snapshots.Snapshot | None) -> None:
     store = RedisStore(settings.store_url, settings.features, STORE_TIMEOUT_S, settings.store_tls)
-    ranker = Ranker(store, settings.features, bundle, settings.slate, snapshot)
+    ranker = Ranker(store, settings.features, bundle, settings.budgets_ms, settings.slate, snapshot)
     await ranker.refresh()
     group_id = f"{settings.group_id}-serve"
     names = RankSettings(settings.kafka_bootstrap, group_id, settings.topic_prefix, settings.reply_topics, settings.kafka_security)
@@ -82,6 +87,7 @@ async def _serve(settings: Settings, bundle: bundles.Bundle, snapshot: snapshots
             if settings.grpc_port:
                 address = (settings.http_host, settings.grpc_port)
                 await fronts.enter_async_context(rpc.listening(*address, DRAIN_S, shares_port=settings.processes > 1))
+            _freeze()
             logging.getLogger("millstream.serve").info("serve is up: model %s", bundle.manifest.model_version)
             working = asyncio.create_task(worker.run(stop))
             await asyncio.wait((working, asyncio.create_task(told.wait())), return_when=asyncio.FIRST_COMPLETED)
@@ -108,6 +114,13 @@ def _set_when_told(told: asyncio.Event) -> None:
             told.set()
 
         loop.add_reader(parent.sentinel, orphaned)
+
+
+def _freeze() -> None:
+    """What is here once all is warm stays: a search for cycles in it would take longer than a request may."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GARBAGE_THRESHOLD)
 
 
 class Server(uvicorn.Server):

@@ -3,14 +3,16 @@
 import importlib
 import json
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from online_store.servers.address import Tls, parse_url, without_password
+from ranker.budgets import BUDGETS, Budgets
 from ranker.slate import rules
 from schemas.columnar.repeats import REPEAT_OFFSETS
 from schemas.errors import SettingsError
@@ -74,6 +76,27 @@ def _processes(value: str) -> int:
     if not value.isdigit() or int(value) < 1:
         raise ValueError("a whole number, 1 or more")
     return int(value)
+
+
+def _budgets(value: str) -> Budgets:
+    """The budgets of "store=25,score=20"; a stage that is not named keeps its own."""
+    faults: list[str] = []
+    given: dict[str, int] = {}
+    for stage, _, ms in (part.strip().partition("=") for part in value.split(",") if part.strip()):
+        if f"{stage}_ms" not in asdict(BUDGETS):
+            faults.append(f"{stage!r} is no stage")
+        elif not re.fullmatch("-?[0-9]{1,9}", ms):
+            faults.append(f"{stage} is {ms!r}, no whole number")
+        else:
+            given[f"{stage}_ms"] = int(ms)
+    try:
+        found = replace(BUDGETS, **given)
+    except SettingsError as error:
+        faults.append(str(error))
+    if faults:
+        stages = ",".join(f"{name.removesuffix('_ms')}={ms}" for name, ms in asdict(BUDGETS).items())
+        raise ValueError(f"milliseconds by stage, for one {stages} ({'; '.join(faults)})")
+    return found
 
 
 def _names(value: str) -> frozenset[str]:
@@ -143,6 +166,7 @@ class Settings:
     )
     schema_registry_url: str = _setting("", "a Confluent-compatible schema registry", _url)
     slate: rules.Rules = _setting("", "rules of the slate: the table [slate] of millstream.toml, or the same as JSON", rules.parse)
+    budgets_ms: Budgets = _setting("", "what stages of a rank request may take, for one store=25,score=20; see operations.md", _budgets)
     reply_topics: frozenset[str] = _setting("", "topics that rank requests may name for their answers, comma separated", _names)
 
     @property
@@ -217,10 +241,16 @@ def _raw(
         return variable, variables[variable]
     if name not in table:
         return name, default
-    value = table[name]
+    return f"{file}: {name}", _as_words(table[name])
+
+
+def _as_words(value: object) -> str:
+    """A value of the file as a flag would say it: a table of numbers as `a=1,b=2`, any other as JSON."""
+    if isinstance(value, dict) and all(isinstance(one, int) for one in value.values()):
+        return ",".join(f"{name}={one}" for name, one in value.items())
     if isinstance(value, dict):
-        return f"{file}: {name}", json.dumps(value, default=str)
-    return f"{file}: {name}", ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        return json.dumps(value, default=str)
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _table(file: Path) -> dict[str, Any]:

@@ -121,13 +121,13 @@ class RedisStore:
     async def current(self) -> Generation | None:
         """As OnlineStore.current."""
         found = await self._do(b"GET", CURRENT)
-        return msgspec.json.decode(found, type=Generation) if found else None
+        return _generation(found) if found else None
 
     @_answered
     async def begin(self, generation: Generation) -> Generation:
         """As OnlineStore.begin."""
         found = await self._do(b"SET", CURRENT, msgspec.json.encode(generation), b"NX", b"GET")
-        return msgspec.json.decode(found, type=Generation) if found else generation
+        return _generation(found) if found else generation
 
     async def records(self, generation: Generation, kind: str = ANY) -> AsyncIterator[bytes]:
         """As OnlineStore.records: node by node. Keys that move to another node meanwhile may be left out."""
@@ -176,6 +176,14 @@ def _unfailed(answers: list[Any]) -> list[Any]:
     finally:
         # It refers to this frame, and the frames to what was sent: named here it would be a cycle, and stay until somebody looks for those.
         del failure, answers
+
+
+def _generation(raw: bytes) -> Generation:
+    try:
+        return msgspec.json.decode(raw, type=Generation)
+    except msgspec.DecodeError as error:
+        message = f"{CURRENT.decode()} holds {raw[:100]!r}, no generation ({error}). Does something else write here? Delete the key."
+        raise StoreError(message) from error
 
 
 def _script_call(generation: Generation, source: Source, following: int, step: Step) -> tuple[int, list[bytes]]:

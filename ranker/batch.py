@@ -1,8 +1,10 @@
-"""A batch of requests to slates: read, matrix, score, order. What cannot be done so falls back, step by step, and says how far.
+"""A batch of requests to slates: read, matrix, score, calibrate, order. What cannot be done so falls back, step by step, and says how far.
 
 full answer -> vectors that the near cache still has -> popularity -> the order that the candidates came in
 """
 
+import asyncio
+import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,19 +15,25 @@ from online_store.keys import Generation
 from online_store.snapshot.file import Snapshot
 from online_store.store import OnlineStore
 from ranker import metrics
+from ranker.budgets import Budgets
 from ranker.bundle import Bundle
 from ranker.encode import Items
-from ranker.popularity import Popularity
 from ranker.reads.near import Columns
+from ranker.reads.popularity import Popularity
 from ranker.reads.reader import FOLDED, Asked, Read, Reader
-from ranker.score import Scorer
+from ranker.score import Scorer, Scores
 from ranker.slate.explain import explain
 from ranker.slate.rules import Rules, check, reasons
 from ranker.slate.slate import Candidates, Slate, Slates, Viewer
 from schemas.aggregates import ITEM, USER
 from schemas.errors import BundleError, GenerationError, StoreAwayError, StoreError
 from schemas.features import REQUEST, Feature, Registry
-from schemas.records import Degraded
+from schemas.records import CANDIDATES_COUNT_MAX, Degraded, RankRequest
+
+#: Items that are read before somebody asks: some ten reads, a few milliseconds of store and ranker each. More would crowd out requests.
+POPULAR_COUNT_MAX = 2_000
+#: How long that may take (seconds). What is not near by then is read when it is asked for.
+PREWARM_S = 1.0
 
 
 class Ranked(NamedTuple):
@@ -39,8 +47,13 @@ class Ranked(NamedTuple):
 class Pipeline:
     """Ranks batches on one store with one bundle."""
 
-    def __init__(self, store: OnlineStore, registry: Registry, bundle: Bundle, rules: Rules, snapshot: Snapshot | None) -> None:
-        """Raises BundleError for a bundle that was trained on another registry, SettingsError for rules that it does not fit."""
+    def __init__(  # what a ranker is made of
+        self, store: OnlineStore, registry: Registry, bundle: Bundle, budgets: Budgets, rules: Rules, snapshot: Snapshot | None
+    ) -> None:
+        """Warm when it stands: the model has scored the bundle's sample, and all that a request runs through was compiled.
+
+        Raises BundleError for a bundle that was trained on another registry, or that cannot score, SettingsError for rules that do not fit.
+        """
         if bundle.manifest.feature_version != registry.fingerprint:
             message = (
                 f"{bundle.folder} was trained on registry {bundle.manifest.feature_version}, ours is {registry.fingerprint}. "
@@ -48,35 +61,66 @@ class Pipeline:
             )
             raise BundleError(message)
         self._registry = registry
+        self._budgets = budgets
         self._scorer = Scorer(bundle, registry.places[ITEM])
         check(rules, registry)
         self._slates = Slates.by(rules)
-        self._reader = Reader(store, registry, self._scorer.fold, rules.facts, snapshot)
+        self._reader = Reader(store, registry, budgets, self._scorer.fold, rules.facts, snapshot)
         self._popularity = Popularity(bundle.popularity)
+        self._popular = list(bundle.popularity)[:POPULAR_COUNT_MAX]
         self._ctr_at = longest_ctr_at(registry)
+        self.rank([_nobodys(["nothing"], 0)], self._reader.unknown(1))
 
     def forget(self) -> None:
         """Another generation is current: nothing that was read holds any more."""
         self._reader.forget()
 
+    @property
+    def is_store_away(self) -> bool:
+        """Whether the store is left alone, for it did not answer."""
+        return self._reader.is_store_away
+
+    async def prewarm(self, generation: Generation | None) -> None:
+        """Read what is popular before it is asked for: after a start, another generation or an outage nothing is near.
+
+        Popularity learns nothing from it: as of now a store that is being filled, or replays another time, knows less than the bundle.
+        """
+        now_ms = time.time_ns() // 1_000_000
+        try:
+            async with asyncio.timeout(PREWARM_S):
+                for at in range(0, len(self._popular), CANDIDATES_COUNT_MAX):
+                    await self._read(generation, [_nobodys(self._popular[at : at + CANDIDATES_COUNT_MAX], now_ms)])
+        except (TimeoutError, StoreError):
+            metrics.FALLBACKS.labels("prewarm").inc()
+
     async def read(self, generation: Generation | None, batch: Sequence[Asked]) -> Read:
         """What a batch must know. Raises TimeoutError, StoreError, and GenerationError without a generation of our registry."""
-        if generation is None or generation.feature_version != self._registry.fingerprint:
-            raise GenerationError(f"the current generation is {generation}: none of registry {self._registry.fingerprint}. Rebuild one.")
-        with metrics.STAGES.labels("store").time():
-            found = await self._reader.read(generation, batch)
+        found = await self._read(generation, batch)
         if self._ctr_at is not None:
             self._popularity.learn(found.new_ids, found.new.vectors[:, self._ctr_at])
         return found
 
+    async def _read(self, generation: Generation | None, batch: Sequence[Asked]) -> Read:
+        if generation is None or generation.feature_version != self._registry.fingerprint:
+            raise GenerationError(f"the current generation is {generation}: none of registry {self._registry.fingerprint}. Rebuild one.")
+        with metrics.STORE.time():
+            return await self._reader.read(generation, batch)
+
     def rank(self, batch: Sequence[Asked], known: Read, degraded: Degraded = Degraded.NONE) -> list[Ranked]:
         """Slates from what was read, one a request. Raises BundleError where the model cannot score."""
-        with metrics.STAGES.labels("vector").time():
+        begun_s = time.perf_counter()
+        with metrics.VECTOR.time():
             matrix = self._matrix(batch, known)
-        with metrics.STAGES.labels("score").time():
-            scores = self._scorer.score(matrix, known.starts, known.items.facts.get(FOLDED))
-        with metrics.STAGES.labels("slate").time():
-            return [self._slate(asked, number, known, matrix, scores, degraded) for number, asked in enumerate(batch)]
+        with metrics.SCORE.time():
+            raw = self._scorer.score(matrix, known.starts, known.items.facts.get(FOLDED))
+        with metrics.CALIBRATE.time():
+            scores = Scores(raw, self._scorer.calibrate(raw))
+        scored_s = time.perf_counter()
+        with metrics.SLATE.time():
+            slates = [self._slate(asked, number, known, matrix, scores, degraded) for number, asked in enumerate(batch)]
+        metrics.spent("score", scored_s - begun_s, self._budgets.score_ms)
+        metrics.spent("rules", time.perf_counter() - scored_s, self._budgets.rules_ms)
+        return slates
 
     def fall_back(self, asked: Asked, cause: str) -> Ranked:
         """The best slate without the store, or without the model."""
@@ -94,13 +138,14 @@ class Pipeline:
         found = self._popularity.scores(asked.item_ids)
         degraded = Degraded.INPUT_ORDER if found is None else Degraded.POPULARITY
         scores = np.zeros(len(asked.item_ids), np.float32) if found is None else found
-        slate = self._slates.slate(_candidates(asked, scores, self._reader.remembered(asked)), asked.request, Viewer())
+        slate = self._slates.slate(_candidates(asked, Scores(scores, scores), self._reader.remembered(asked)), asked.request, Viewer())
         return Ranked(_items(asked, slate, scores, [b""] * len(slate.order)), degraded, 0)
 
     def explain(self, asked: Asked, known: Read) -> dict[str, Any]:
         """How a request comes to its slate, ready for JSON. known: read for it alone. Raises BundleError where the model cannot score."""
         matrix = self._matrix([asked], known)
-        candidates = _candidates(asked, self._scorer.score(matrix, known.starts, known.items.facts.get(FOLDED)), known.items)
+        raw = self._scorer.score(matrix, known.starts, known.items.facts.get(FOLDED))
+        candidates = _candidates(asked, Scores(raw, self._scorer.calibrate(raw)), known.items)
         slate = self._slates.slate(candidates, asked.request, known.viewers[0])
         return explain(self._registry.feature_names, candidates, matrix, slate)
 
@@ -115,26 +160,30 @@ class Pipeline:
             matrix[:, self._registry.places[REQUEST]] = np.repeat(rows, counts, axis=0)
         return matrix
 
-    def _slate(
-        self, asked: Asked, number: int, known: Read, matrix: NDArray[np.float32], scores: NDArray[np.float32], degraded: Degraded
-    ) -> Ranked:
+    def _slate(self, asked: Asked, number: int, known: Read, matrix: NDArray[np.float32], scores: Scores, degraded: Degraded) -> Ranked:
         rows = slice(int(known.starts[number]), int(known.starts[number + 1]))
-        slate = self._slates.slate(_candidates(asked, scores[rows], known.items, rows), asked.request, known.viewers[number])
+        slate = self._slates.slate(_candidates(asked, scores, known.items, rows), asked.request, known.viewers[number])
         packed = matrix[rows][slate.order].astype("<f4", copy=False).tobytes()
         size = matrix.shape[1] * matrix.itemsize
         vectors = [packed[at : at + size] for at in range(0, len(packed), size)]
-        return Ranked(_items(asked, slate, scores[rows], vectors), degraded, int(known.stale_ms[number]))
+        return Ranked(_items(asked, slate, scores.calibrated[rows], vectors), degraded, int(known.stale_ms[number]))
 
 
-def _candidates(asked: Asked, scores: NDArray[np.float32], items: Columns, rows: slice = slice(None)) -> Candidates:
-    """A request's, which are these rows of the items."""
-    return Candidates(asked.item_ids, scores, scores, {name: column[rows] for name, column in items.facts.items() if name != FOLDED})
+def _candidates(asked: Asked, scores: Scores, items: Columns, rows: slice = slice(None)) -> Candidates:
+    """A request's, which are these rows of scores and items."""
+    facts = {name: column[rows] for name, column in items.facts.items() if name != FOLDED}
+    return Candidates(asked.item_ids, scores.raw[rows], scores.calibrated[rows], facts)
 
 
 def _items(asked: Asked, slate: Slate, scores: NDArray[np.float32], vectors: Sequence[bytes]) -> Items:
     ids = [asked.item_ids[place] for place in slate.order.tolist()]
     why = list(map(reasons, slate.touched[slate.order].tolist()))
     return Items(ids, scores[slate.order].tolist(), why, vectors, slate.propensities.tolist())
+
+
+def _nobodys(item_ids: list[str], as_of_ms: int) -> Asked:
+    """A request that nobody sent."""
+    return Asked(RankRequest(request_id="", user_id="", candidate_item_ids=item_ids, k=len(item_ids), ts_ms=as_of_ms), item_ids)
 
 
 def longest_ctr_at(registry: Registry) -> int | None:

@@ -18,7 +18,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from ranker import metrics
-from ranker.rank import Answer, Ranker, check_request
+from ranker.rank import Answer, Ranker
 from schemas import codec
 from schemas.errors import DecodeError, LogError, kafka_advice
 from schemas.records import CLOCK_SKEW_MS_MAX, LETTER_BYTES_MAX, RankRequest, Reason
@@ -280,7 +280,7 @@ def decode_request(record: StoredRecord, schema_ids: codec.SchemaIds | None = No
     codec.check(request, record.timestamp)
     if record.timestamp - request.ts_ms > CLOCK_SKEW_MS_MAX:
         raise DecodeError(Reason.OUT_OF_RANGE, f"ts_ms {request.ts_ms} is long before its record's timestamp {record.timestamp}")
-    check_request(request)
+    codec.check_request(request)
     for name, header in record.headers:
         if name in (CORRELATION_ID, TRACE) and len(header) > HEADER_BYTES_MAX:
             raise DecodeError(Reason.OVERSIZE, f"header {name} has {len(header)} bytes, at most {HEADER_BYTES_MAX} are carried on")

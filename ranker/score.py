@@ -7,7 +7,7 @@ request's 200 rows take a tenth of a millisecond, so threads inside would only c
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -40,6 +40,16 @@ Floats = NDArray[np.float32]
 log = logging.getLogger("millstream.serve")
 
 
+class Scores(NamedTuple):
+    """What n candidates are worth, float32 [n] each. raw: the model's, by which they are ordered; calibrated: which are told.
+
+    Where calibration gives two scores one probability, the raw ones still tell them apart.
+    """
+
+    raw: Floats
+    calibrated: Floats
+
+
 class Scorer:
     """Scores matrices with a bundle's model."""
 
@@ -51,6 +61,8 @@ class Scorer:
         self._own = np.array(own, np.int64)
         self._shared = np.setdiff1d(np.arange(self._columns), self._own)
         self._ensemble = self._proven(bundle) if own else None
+        calibrator = bundle.manifest.calibrator
+        self._knots = np.array(calibrator.scores), np.array(calibrator.probabilities)
 
     def fold(self, columns: Floats) -> kernel.Words | None:
         """What rows' own columns, float32 [n, own], say of the score, as `score` takes it: uint64 [n, T]; None if ONNX Runtime scores."""
@@ -71,8 +83,18 @@ class Scorer:
     def by_runtime(self, matrix: Floats) -> Floats:
         """As `score`, by ONNX Runtime; a row's score does not depend on the rows beside it."""
         self._check(matrix)
-        scores: Floats = self._session.run(["scores"], {"features": matrix})[0]
+        try:
+            scores: Floats = self._session.run(["scores"], {"features": matrix})[0]
+        except SESSION_ERRORS as error:
+            raise BundleError(
+                f"{self._folder}: ONNX Runtime cannot score a matrix of shape {matrix.shape}: {error}. Train a new one."
+            ) from error
         return scores
+
+    def calibrate(self, raw: Floats) -> Floats:
+        """Click probabilities, float32 [n], of scores [n]: straight lines between the bundle's knots; the scores where it has none."""
+        scores, probabilities = self._knots
+        return np.interp(raw, scores, probabilities).astype(np.float32) if len(scores) else raw
 
     def _check(self, matrix: Floats) -> None:
         if matrix.ndim != 2 or matrix.shape[1] != self._columns:

@@ -155,6 +155,21 @@ def check(record: Content | User | RankRequest, timestamp_ms: int) -> None:
         raise DecodeError(Reason.FUTURE_DATED, f"ts_ms {record.ts_ms} is ahead of its record's timestamp {timestamp_ms}")
 
 
+def check_request(request: RankRequest) -> None:
+    """What no schema can say of a request. Raises DecodeError with the field at fault."""
+    count = len(request.candidate_item_ids)
+    if not 0 < count <= CANDIDATES_COUNT_MAX:
+        raise DecodeError(Reason.OUT_OF_RANGE, f"candidate_item_ids has {count} entries, 1 to {CANDIDATES_COUNT_MAX} are ranked")
+    if request.k < 1 or (request.deadline_ms is not None and request.deadline_ms < 1):
+        raise DecodeError(Reason.OUT_OF_RANGE, f"k is {request.k} and deadline_ms {request.deadline_ms}: both count from 1")
+    if not all(request.candidate_item_ids):
+        raise DecodeError(Reason.MISSING_ID, "candidate_item_ids has an empty id")
+    longest = max(map(len, request.candidate_item_ids))
+    # A character has four bytes at most: nearly all requests are done here.
+    if 4 * longest > ID_BYTES_MAX and max(len(item_id.encode()) for item_id in request.candidate_item_ids) > ID_BYTES_MAX:
+        raise DecodeError(Reason.OVERSIZE, f"candidate_item_ids has an id longer than {ID_BYTES_MAX} bytes")
+
+
 #: A dead letter's detail is cut there (characters). It may quote its record, which stands beside it: longer, it could make a letter that
 #: Kafka does not take.
 DETAIL_LENGTH_MAX = 1_000

@@ -18,9 +18,10 @@ from online_store.snapshot.file import Snapshot, load
 from online_store.snapshot.take import take
 from online_store.store import OnlineStore
 from ranker import bundle as bundles
+from ranker.budgets import BUDGETS
 from ranker.bundle import Bundle
 from ranker.rank import Answer, Ranker
-from ranker.slate.rules import Rules
+from ranker.slate.rules import NO_RULES, Rules
 from ranker.training.fit import FitSettings, Fitted, TrainingRows, fit
 from schemas import codec
 from schemas.errors import StoreAwayError, StoreError
@@ -130,9 +131,9 @@ async def snapshot_of(store: OnlineStore, folder: Path, made_at_ms: int = NOW_MS
     return load(folder / "items.arrow", REGISTRY)
 
 
-async def on(store: OnlineStore, model: Model, rules: Rules | None = None, snapshot: Snapshot | None = None) -> Ranker:
+async def on(store: OnlineStore, model: Model, rules: Rules = NO_RULES, snapshot: Snapshot | None = None) -> Ranker:
     """A ranker that knows its store's generation."""
-    found = Ranker(store, REGISTRY, model.bundle, rules, snapshot)
+    found = Ranker(store, REGISTRY, model.bundle, BUDGETS, rules, snapshot)
     await found.refresh()
     return found
 

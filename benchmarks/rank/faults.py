@@ -14,7 +14,7 @@ from benchmarks.rank.generator import Task, Verdict
 from benchmarks.rank.serving import Server, run
 from benchmarks.stack import Stack
 from compose.stack.local import LocalStack
-from ranker.rank import DEADLINE_MS
+from ranker.budgets import BUDGETS
 from schemas.errors import MillstreamError
 
 #: Load before the store goes, while it is away, and after it is back (seconds).
@@ -96,7 +96,7 @@ def measure(server: Server, task: Task, outage: Outage, doing: Callable[[], None
         "full_again_ms": _last_ms(answered_s[fallen & after], outage.back_s),
         "away_s": round(outage.back_s - outage.gone_s, 2),
         "degraded_while_away": round(float(fallen[away].mean()), 4),
-        "past_deadline": int((latency_ms > DEADLINE_MS).sum()),
+        "past_deadline": int((latency_ms > BUDGETS.total_ms).sum()),
         "latency_ms_while_away_max": round(float(np.nanmax(latency_ms[away])), 3),
     }
 

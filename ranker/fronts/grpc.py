@@ -21,7 +21,7 @@ from grpc_reflection.v1alpha import reflection
 from ranker.fronts.auth import ANYBODY, Caller, Tokens
 from ranker.fronts.requests import BODY_BYTES_MAX, Tell, request_of
 from ranker.fronts.shapes import Rank
-from ranker.rank import DEADLINE_MS, Ranker
+from ranker.rank import Ranker
 from schemas import codec
 from schemas.errors import DecodeError, SettingsError
 from schemas.proto.millstream.v1 import rank_pb2
@@ -110,7 +110,7 @@ class GrpcFront:
         received_s = time.perf_counter()
         caller = await self._caller(context)
         try:
-            request = _request(body, caller.tenant, time.time_ns() // 1_000_000, context.time_remaining())
+            request = _request(body, caller.tenant, time.time_ns() // 1_000_000, context.time_remaining(), self._ranker.budgets.total_ms)
         except (MessageError, msgspec.ValidationError, DecodeError) as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         answer = await self._ranker.answer(request, received_s)
@@ -133,10 +133,11 @@ class GrpcFront:
         return caller
 
 
-def _request(body: bytes, tenant: str, now_ms: int, left_s: float | None) -> RankRequest:
-    """A request that can be answered, before its caller gives up. left_s: seconds until then, None is never.
+def _request(body: bytes, tenant: str, now_ms: int, left_s: float | None, total_ms: int) -> RankRequest:
+    """A request that can be answered, before its caller gives up.
 
-    Raises MessageError for bytes that are no RankRequest, ValidationError or DecodeError with the field at fault.
+    left_s: seconds until then, None is never. total_ms: the deadline of a request that names none. Raises MessageError for bytes
+    that are no RankRequest, ValidationError or DecodeError with the field at fault.
     """
     said = rank_pb2.RankRequest.FromString(body)
     given = {name: getattr(said, name) for name in OPTIONAL if said.HasField(name)}
@@ -144,7 +145,7 @@ def _request(body: bytes, tenant: str, now_ms: int, left_s: float | None) -> Ran
     request = request_of(msgspec.convert(fields, Rank), tenant, now_ms)
     if left_s is None:
         return request
-    return msgspec.structs.replace(request, deadline_ms=min(request.deadline_ms or DEADLINE_MS, max(int(left_s * 1000), 1)))
+    return msgspec.structs.replace(request, deadline_ms=min(request.deadline_ms or total_ms, max(int(left_s * 1000), 1)))
 
 
 def as_message(response: bytes) -> bytes:

@@ -4,6 +4,7 @@ An answer is a function of the response's kept bytes, so that a request_id gets 
 the model is never a 5xx to a rank request: the ranker falls back and says so in `degraded`.
 """
 
+import asyncio
 import math
 import re
 import time
@@ -23,7 +24,7 @@ from ranker.fronts.auth import ANYBODY, Caller, Tokens
 from ranker.fronts.problems import Problem
 from ranker.fronts.requests import BODY_BYTES_MAX, Tell, request_of
 from ranker.fronts.shapes import Place, Rank, Ranked, Status
-from ranker.rank import Ranker
+from ranker.rank import Answer, Ranker
 from schemas import codec
 from schemas.errors import BundleError, DecodeError, SettingsError, StoreError
 from schemas.features import Registry
@@ -104,10 +105,31 @@ class HttpFront:
         received_s = time.perf_counter()
         caller = self._caller(scope)
         request = _request(await _body(scope, receive), caller.tenant, time.time_ns() // 1_000_000)
-        answer = await self._ranker.answer(request, received_s)
+        answer = await self._unless_gone(receive, self._ranker.answer(request, received_s))
         if answer.telemetry is not None:
             self._tell(request, answer.telemetry)
         return JSON, as_json(answer.response)
+
+    @staticmethod
+    async def _unless_gone(receive: Receive, answering: Awaitable[Answer]) -> Answer:
+        """The answer; it is cancelled where the client leaves first, and raises Problem for nobody to read."""
+        asking = asyncio.current_task()
+        assert asking is not None
+
+        def give_up(_: object) -> None:
+            asking.cancel()
+
+        leaving = asyncio.ensure_future(receive())
+        leaving.add_done_callback(give_up)
+        try:
+            return await answering
+        except asyncio.CancelledError:
+            if not leaving.done() or asking.uncancel():
+                raise
+            raise Problem(HTTPStatus.BAD_REQUEST, "the client left before its answer was here") from None
+        finally:
+            leaving.remove_done_callback(give_up)
+            leaving.cancel()
 
     async def _explain(self, scope: Scope, _: Receive) -> Reply:
         """What POST /v1/rank would answer, and why, with its body as a query: lists are repeated, `context.tab` is one of the context."""

@@ -4,7 +4,6 @@ import uuid
 from collections.abc import Callable
 
 from ranker.fronts.shapes import Rank
-from ranker.rank import check_request
 from schemas import codec
 from schemas.errors import DecodeError
 from schemas.records import CLOCK_SKEW_MS_MAX, RankRequest, Reason
@@ -29,7 +28,7 @@ def request_of(said: Rank, tenant: str, now_ms: int) -> RankRequest:
         tenant=tenant,
     )
     codec.check(request, now_ms)
-    check_request(request)
+    codec.check_request(request)
     if now_ms - request.ts_ms > CLOCK_SKEW_MS_MAX:
         raise DecodeError(Reason.OUT_OF_RANGE, f"ts_ms {request.ts_ms} is long before now, {now_ms}")
     return request

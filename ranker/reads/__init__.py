@@ -1,1 +1,1 @@
-"""What ranking reads: the near cache before the store, and when the store is left alone."""
+"""What ranking reads: the near cache before the store, when the store is left alone, what is popular, and what was answered."""

@@ -16,9 +16,6 @@ from online_store.keys import Entity
 from online_store.snapshot.file import Snapshot
 from ranker import metrics
 
-#: What the look-up of a batch may take (milliseconds). More would eat up what scoring and the way back need; less would leave more items
-#: unknown after a start, while the file is not in memory yet.
-BACKFILL_MS_MAX = 10
 #: Items that are looked up at once: those of a batch that were found in time count, though others were not. Fewer cost more calls.
 LOOK_UP_COUNT = 500
 
@@ -26,8 +23,9 @@ LOOK_UP_COUNT = 500
 class Backfill:
     """Looks into one snapshot."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, snapshot: Snapshot, budget_ms: float) -> None:
         self._snapshot = snapshot
+        self._budget_ms = budget_ms
         # One: look-ups that wait for a slow disk must not hold up each other's callers, nor what else the loop hands to threads.
         self._thread = ThreadPoolExecutor(1, "backfill")
 
@@ -36,7 +34,7 @@ class Backfill:
         places = [place for place, raw in enumerate(raws) if raw is None and as_of_ms[place] <= self._snapshot.until_ms]
         if not places:
             return
-        with metrics.STAGES.labels("backfill").time():
+        with metrics.BACKFILL.time():
             found = await self._look_up([entities[place] for place in places])
         for place, raw in zip(places, found, strict=False):
             raws[place] = raw
@@ -45,7 +43,7 @@ class Backfill:
         """What was found in time: of all entities, or of the first."""
         found: list[bytes | None] = []
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(BACKFILL_MS_MAX / 1000):
+            async with asyncio.timeout(self._budget_ms / 1000):
                 await asyncio.get_running_loop().run_in_executor(self._thread, self._look_up_all, entities, found)
         in_time = found.copy()
         unknown = in_time.count(None)

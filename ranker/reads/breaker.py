@@ -23,9 +23,14 @@ class Breaker:
     pause_s: float = PAUSE_S
     probing: bool = False
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the server is left alone, but for one request now and then."""
+        return self.failures >= FAILURES_MAX
+
     def allows(self, now_s: float) -> bool:
         """Whether the server may be asked now; who is told yes while it is left alone must come back with how it went."""
-        if self.failures < FAILURES_MAX:
+        if not self.is_open:
             return True
         if self.probing or now_s < self.asked_again_at_s:
             return False
@@ -40,6 +45,6 @@ class Breaker:
         """The server did not answer."""
         self.failures += 1
         self.probing = False
-        if self.failures >= FAILURES_MAX:
+        if self.is_open:
             self.asked_again_at_s = now_s + self.pause_s * random.uniform(0.5, 1.0)  # noqa: S311  # spreads load, keeps no secret
             self.pause_s = min(2 * self.pause_s, PAUSE_S_MAX)

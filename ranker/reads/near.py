@@ -82,12 +82,6 @@ class Near:
             self._columns.facts[name][places] = column
         self._read_ms[places], self._as_of_ms[places] = now_ms, as_of_ms
 
-    def clear(self) -> None:
-        """Forget all: another generation says something else."""
-        self._places.clear()
-        self._ids.clear()
-        self._next = 0
-
     def _begin(self, columns: Columns) -> None:
         def room(like: NDArray[Any]) -> NDArray[Any]:
             return np.zeros((self.count_max, *like.shape[1:]), like.dtype)

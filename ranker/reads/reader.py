@@ -18,6 +18,8 @@ from online_store.reading import read
 from online_store.record import layouts
 from online_store.snapshot.file import Snapshot
 from online_store.store import OnlineStore
+from ranker import metrics
+from ranker.budgets import Budgets
 from ranker.reads.backfill import Backfill
 from ranker.reads.breaker import Breaker
 from ranker.reads.near import NEAR_MS, NOWHERE, STALE_MS_MAX, Columns, Near
@@ -27,10 +29,10 @@ from schemas.errors import StoreAwayError
 from schemas.features import Registry
 from schemas.records import RankRequest
 
-#: What a batch's read may take (milliseconds) before its requests fall back. More eats up what scoring and the way back need.
-STORE_MS_MAX = 25
 #: A read that lost its connection is tried once more, after up to this (milliseconds): a restart closed it, and the next may hold.
 RETRY_MS_MAX = 3
+#: A read that is given up this many times later than it should be says that this process stood still, not the store.
+LATE = 2
 
 Ints = NDArray[np.int64]
 #: The fact that is what the model made of an item's features.
@@ -70,6 +72,7 @@ class Reader:
         self,
         store: OnlineStore,
         registry: Registry,
+        budgets: Budgets,
         fold: Callable[[NDArray[np.float32]], NDArray[np.uint64] | None],
         facts: Iterable[str],
         snapshot: Snapshot | None,
@@ -81,11 +84,12 @@ class Reader:
         self._fold = fold
         self._facts = tuple(facts)
         self._store = store
+        self._budgets = budgets
         self._registry = registry
         self._layouts = layouts(registry)
         self._near = Near()
         self._breaker = Breaker()
-        self._backfill = None if snapshot is None else Backfill(snapshot)
+        self._backfill = None if snapshot is None else Backfill(snapshot, budgets.backfill_ms)
         self._unknown = self.columns(read(self._layouts[ITEM], [None], 0), np.zeros(1, np.int64))
         self._nobody = registry.columns(USER, read(self._layouts[USER], [None], 0), 0)[0]
 
@@ -100,17 +104,28 @@ class Reader:
         return Columns(vectors, facts if folded is None else facts | {FOLDED: folded})
 
     def forget(self) -> None:
-        """Another generation is current."""
-        self._near.clear()
+        """Another generation is current. What is being read of the one before is not kept either."""
+        self._near = Near()
+
+    @property
+    def is_store_away(self) -> bool:
+        """Whether the store is left alone."""
+        return self._breaker.is_open
 
     async def read(self, generation: Generation, batch: Sequence[Asked]) -> Read:
-        """Read for a batch. Raises TimeoutError past STORE_MS_MAX, StoreError where the store does not answer or is left alone."""
-        now_s = time.monotonic()
+        """Read for a batch. Raises TimeoutError past the store's budget, StoreError where it does not answer or is left alone."""
+        now_s, budget_s = time.monotonic(), self._budgets.store_ms / 1000
         if not self._breaker.allows(now_s):
             raise StoreAwayError(f"the store failed {self._breaker.failures} times in a row and is left alone for a while")
         try:
             found = await self._read(generation, batch, now_s * 1000)
-        except (TimeoutError, StoreAwayError):
+        except TimeoutError:
+            metrics.OVER_BUDGET.labels("store").inc()
+            if time.monotonic() - now_s < LATE * budget_s:
+                self._breaker.failed(time.monotonic())
+            self._breaker.probing = False
+            raise
+        except StoreAwayError:
             self._breaker.failed(time.monotonic())
             raise
         except BaseException:
@@ -125,9 +140,16 @@ class Reader:
         known = ages <= STALE_MS_MAX
         if 2 * known.sum() < len(places):
             return None
-        starts = np.array([0, len(places)], np.int64)
-        oldest_ms = ages[known].max(keepdims=True)
-        return Read(self._known(places, known), starts, self._nobody[None, :], [Viewer()], oldest_ms, [], self._unknown.take(starts[:0]))
+        return self._alone(self._known(places, known), ages[known].max(keepdims=True))
+
+    def unknown(self, count: int) -> Read:
+        """What is known of nobody's request for so many items that nobody saw."""
+        return self._alone(self._unknown.take(np.zeros(count, np.int64)), np.zeros(1))
+
+    def _alone(self, items: Columns, stale_ms: NDArray[np.float64]) -> Read:
+        """One request, of nobody, for which nothing was read."""
+        starts = np.array([0, len(items)], np.int64)
+        return Read(items, starts, self._nobody[None, :], [Viewer()], stale_ms, [], self._unknown.take(starts[:0]))
 
     def remembered(self, asked: Asked) -> Columns:
         """What the near cache says of a request's candidates, however old; of others what is said of an unknown item."""
@@ -170,6 +192,7 @@ class Reader:
         """The users' features, who they are, and what is wanted as of the first moment that it is wanted for, which is near from now on."""
         users = [Entity(asked.request.tenant, USER, asked.request.user_id) for asked in batch]
         items = [Entity(tenant, ITEM, item_id) for tenant, item_id, _ in wanted]
+        near = self._near
         raws = await self._values([record_key(generation, entity) for entity in (*users, *items)])
         of_users, of_items = raws[: len(users)], raws[len(users) :]
         moments = np.array([asked.request.ts_ms for asked in batch], np.int64)
@@ -179,12 +202,12 @@ class Reader:
         if self._backfill:
             await self._backfill.fill(items, of_items, moments)
         found = self.columns(read(self._layouts[ITEM], of_items, moments), moments)
-        self._near.put([(tenant, item_id) for tenant, item_id, _ in wanted], found, now_ms, moments)
+        near.put([(tenant, item_id) for tenant, item_id, _ in wanted], found, now_ms, moments)
         return known, _viewers(said), found
 
     async def _values(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """What stands under keys; asked once more where the connection was lost at once. Raises TimeoutError past STORE_MS_MAX."""
-        async with asyncio.timeout(STORE_MS_MAX / 1000):
+        """What stands under keys; asked once more where the connection was lost at once. Raises TimeoutError past the budget."""
+        async with asyncio.timeout(self._budgets.store_ms / 1000):
             try:
                 return await self._store.read(keys)
             except StoreAwayError:

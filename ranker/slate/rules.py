@@ -156,6 +156,10 @@ class Rules(Rule, frozen=True):
         return frozenset(named)
 
 
+#: Where none is given.
+NO_RULES = Rules()
+
+
 def parse(text: str | bytes) -> Rules:
     """Rules from JSON, the table as millstream.toml has it. Raises ValueError that says which field is wrong."""
     try:

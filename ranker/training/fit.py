@@ -13,6 +13,7 @@ import xgboost as xgb
 from numpy.typing import NDArray
 
 from ranker.training import quality, trees
+from ranker.training.isotonic import Calibrator, fit_calibrator
 from ranker.training.quality import CalibrationBin
 from schemas.errors import BundleError, SettingsError
 
@@ -116,6 +117,7 @@ class Fitted:
     best_iteration: int
     metrics: dict[str, float]
     calibration: tuple[CalibrationBin, ...]
+    calibrator: Calibrator
 
     def predict(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the trainer's own scores, float32 [n], of features float32 [n, F]: probabilities if logistic, else margins."""
@@ -152,6 +154,7 @@ def fit(rows: TrainingRows, *, validation: TrainingRows, settings: FitSettings =
             "ndcg10": quality.ndcg_at(10, validation.groups, validation.labels, scores),
         },
         calibration=quality.calibration(validation.labels, scores, bins_count=CALIBRATION_BINS),
+        calibrator=fit_calibrator(validation.labels, scores),
     )
 
 

@@ -344,6 +344,14 @@ async def test_a_value_that_is_no_record_is_not_overwritten(redis_store: RedisSt
     assert (await redis_store.read([key("a"), key("b"), key("c")]), await guard(redis_store)) == ([None, value, None], 0)
 
 
+async def test_a_pointer_that_names_no_generation_is_told(redis_store: RedisStore, server: Any) -> None:  # noqa: ANN401  # untyped client
+    """With what stands there: somebody else writes to this store."""
+    await server.set("millstream:current", b"{}")
+
+    with pytest.raises(StoreError, match=r"millstream:current holds b'\{\}', no generation"):
+        await redis_store.current()
+
+
 async def test_a_key_of_another_type_changes_nothing(redis_store: RedisStore, server: Any) -> None:  # noqa: ANN401  # untyped client
     """Somebody else's list under our name."""
     await server.rpush(key("b"), b"x")

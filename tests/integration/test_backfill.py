@@ -13,7 +13,7 @@ from compose import cli
 from online_store.keys import Entity, record_key
 from online_store.redis import RedisStore
 from online_store.snapshot.file import load
-from ranker.reads import backfill
+from ranker.budgets import Budgets
 from schemas.features import REGISTRY
 from schemas.records import RankedItem
 from tests.rankers import GENERATION, ITEMS, Model, answer, fill, on, response, telemetry, trained
@@ -75,7 +75,7 @@ async def _served(url: str, model: Model, file: Path | None, *candidates: str) -
 
 def test_an_evicted_item_is_ranked_as_before(store_url: str, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same slate with the same scores, of vectors that are the same bytes."""
-    monkeypatch.setattr(backfill, "BACKFILL_MS_MAX", 3_000)
+    monkeypatch.setattr("tests.rankers.BUDGETS", Budgets(backfill_ms=3_000, total_ms=5_000))
     before = served(store_url, model)
     assert snapshot(store_url, tmp_path / "items.arrow") == 0
     evict(store_url)

@@ -20,11 +20,12 @@ from compose.serve import Server, http_config
 from online_store.memory import MemoryStore
 from online_store.redis import RedisStore
 from online_store.store import OnlineStore
+from ranker.budgets import BUDGETS
 from ranker.fronts.auth import Tokens, parse
 from ranker.fronts.grpc import PUSHBACK_MS, SERVICE, GrpcFront
 from ranker.fronts.http import HttpFront
 from ranker.fronts.requests import BODY_BYTES_MAX
-from ranker.rank import DEADLINE_MS, Ranker
+from ranker.rank import Ranker
 from schemas.errors import SettingsError
 from schemas.features import REGISTRY
 from schemas.proto.millstream.v1 import rank_pb2, rank_pb2_grpc
@@ -242,7 +243,7 @@ async def test_unknown_fields_duplicates_and_strangers_are_ranked(world: World) 
 
 @pytest.mark.parametrize(
     ("deadline_ms", "timeout_s", "expected_ms"),
-    [(None, None, None), (5_000, None, 5_000), (5_000, PATIENCE_S, 5_000), (None, PATIENCE_S, DEADLINE_MS)],
+    [(None, None, None), (5_000, None, 5_000), (5_000, PATIENCE_S, 5_000), (None, PATIENCE_S, BUDGETS.total_ms)],
 )
 async def test_a_later_deadline_of_the_call_changes_nothing(
     world: World, deadline_ms: int | None, timeout_s: float | None, expected_ms: int | None

@@ -279,12 +279,49 @@ async def test_readiness_ends_before_answers_do(world: World) -> None:
 
 async def test_a_request_under_way_is_answered_at_the_end(world: World) -> None:
     """A server that is told to stop takes no new one, and finishes what it has."""
-    world.store.keep_fault = hang
-    asked = asyncio.create_task(world.rank(deadline_ms=1_000))
-    await asyncio.sleep(0.3)
-    world.server.should_exit = True
 
-    assert (await asked).status == HTTPStatus.OK
+    def stop() -> None:
+        world.server.should_exit = True
+
+    world.store.keep_fault = stop
+
+    assert (await world.rank()).status == HTTPStatus.OK
+
+
+async def test_a_client_who_leaves_is_not_ranked_for(world: World) -> None:
+    """Its connection is gone while the store reads: no answer is made, kept or told, and the next client is served."""
+    gone, body = asyncio.Event(), json.dumps(GOOD | {"deadline_ms": 5_000}).encode()
+
+    def leave() -> None:
+        writer.transport.abort()
+        gone.set()
+
+    _, writer = await asyncio.open_connection("127.0.0.1", world.port)
+    world.store.read_fault = leave
+    writer.write(b"POST /v1/rank HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    await gone.wait()
+    world.store.read_fault = away
+    [kept] = await world.store.keep_answers([(b"answer::r1", b"none was")], 1_000)
+    world.store.read_fault = None
+    after = await world.rank(request_id="r2")
+
+    assert (kept, after.status, world.told) == (b"none was", 200, ["r2"])
+
+
+async def test_a_connection_serves_many_requests(world: World) -> None:
+    """That a client may leave is looked for without eating what it sends next."""
+    connection = http.client.HTTPConnection("127.0.0.1", world.port, timeout=30)
+
+    def ask(number: int) -> int:
+        connection.request("POST", "/v1/rank", json.dumps(GOOD | {"request_id": f"r{number}"}).encode())
+        answer = connection.getresponse()
+        answer.read()
+        return answer.status
+
+    statuses = [await asyncio.to_thread(ask, number) for number in range(5)]
+    connection.close()
+
+    assert (statuses, world.told) == ([200] * 5, [f"r{number}" for number in range(5)])
 
 
 async def test_a_connection_is_kept(world: World) -> None:

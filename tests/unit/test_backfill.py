@@ -14,8 +14,8 @@ from online_store.keys import Entity, Generation
 from online_store.memory import MemoryStore
 from online_store.snapshot import file as snapshots
 from online_store.snapshot.file import Snapshot
+from ranker.budgets import Budgets
 from ranker.rank import Ranker
-from ranker.reads import backfill
 from schemas.features import REGISTRY
 from schemas.records import Degraded
 from schemas.topics import CONTENT
@@ -48,7 +48,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is late because this machine is busy."""
-    monkeypatch.setattr(backfill, "BACKFILL_MS_MAX", 3_000)
+    monkeypatch.setattr("tests.rankers.BUDGETS", Budgets(backfill_ms=3_000, total_ms=5_000))
 
 
 @pytest.fixture
@@ -175,7 +175,7 @@ async def test_it_is_asked_no_longer_than_removals_are_remembered(
 @pytest.fixture
 def slow(snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slow]:
     """The same snapshot, which does not answer yet."""
-    monkeypatch.setattr(backfill, "BACKFILL_MS_MAX", 300)
+    monkeypatch.setattr("tests.rankers.BUDGETS", Budgets(backfill_ms=300, total_ms=5_000))
     monkeypatch.setattr(Slow, "let", threading.Semaphore(0))
     monkeypatch.setattr(snapshots, "Snapshot", Slow)
     found = snapshots.load(tmp_path / "items.arrow", REGISTRY)
@@ -199,7 +199,7 @@ async def test_what_is_found_in_time_counts_though_the_rest_is_late(
     full: MemoryStore, empty: Failing, slow: Slow, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A batch may want more items than there is time for."""
-    monkeypatch.setattr(backfill, "LOOK_UP_COUNT", 2)
+    monkeypatch.setattr("ranker.reads.backfill.LOOK_UP_COUNT", 2)
     known = await served(await on(full, model), "i1", "i2", "x")
     slow.let.release()
     found = await served(await on(empty, model, snapshot=slow), "i1", "i2", "i3")

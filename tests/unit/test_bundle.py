@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,36 @@ def test_the_manifest_comes_back_as_it_was_saved(tmp_path: Path, fitted: Fitted)
     assert bundle.load(tmp_path / "v1").manifest == manifest
 
 
+def test_calibration_comes_back_as_it_was_fitted(tmp_path: Path) -> None:
+    """A loaded bundle makes the same probabilities of scores as the one that was saved, bit by bit."""
+    before = save(tmp_path / "v1", fit(TRAIN, validation=TRAIN, settings=SETTINGS))
+    after = bundle.load(tmp_path / "v1")
+    scores = np.linspace(0, 1, 1_000, dtype=np.float32)
+
+    assert (len(after.manifest.calibrator.scores) > 1, after.manifest.calibrator) == (True, before.manifest.calibrator)
+    np.testing.assert_array_equal(Scorer(after).calibrate(scores), Scorer(before).calibrate(scores))
+
+
+def test_a_bundle_of_before_calibration_leaves_scores_as_they_are(saved: Path) -> None:
+    """Its manifest has no such field."""
+    manifest = json.loads((saved / "manifest.json").read_text())
+    del manifest["calibrator"]
+    (saved / "manifest.json").write_text(json.dumps(manifest))
+    scores = np.array([-3, 0.25, 7], np.float32)
+
+    np.testing.assert_array_equal(Scorer(bundle.load(saved)).calibrate(scores), scores)
+
+
+def test_a_calibration_that_falls_is_refused_at_load(saved: Path) -> None:
+    """Somebody has edited the manifest."""
+    manifest = json.loads((saved / "manifest.json").read_text())
+    manifest["calibrator"] = {"scores": [0, 1], "probabilities": [0.5, 0.4]}
+    (saved / "manifest.json").write_text(json.dumps(manifest))
+
+    with pytest.raises(BundleError, match="probabilities must ascend"):
+        bundle.load(saved)
+
+
 def test_the_same_rows_and_seed_give_the_same_bundle(tmp_path: Path, fitted: Fitted) -> None:
     """Training is deterministic on any number of threads, and nothing in a bundle depends on when it was written."""
     again = fit(TRAIN, validation=VALIDATION, settings=replace(SETTINGS, threads_count=2))
@@ -156,7 +187,7 @@ def test_a_trainer_that_disagrees_with_its_model_writes_nothing(tmp_path: Path, 
         def predict(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
             return fitted.predict(features) * np.float32(1.00001)
 
-    wrong = Disagreeing(fitted.booster, fitted.objective, fitted.best_iteration, fitted.metrics, fitted.calibration)
+    wrong = Disagreeing(fitted.booster, fitted.objective, fitted.best_iteration, fitted.metrics, fitted.calibration, fitted.calibrator)
 
     with pytest.raises(BundleError, match="score otherwise"):
         save(tmp_path / "v1", wrong)

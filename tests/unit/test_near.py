@@ -42,14 +42,3 @@ def test_the_first_to_come_goes_first() -> None:
     places = near.find("", ["a", "b", "c"])
 
     assert ((places == NOWHERE).tolist(), near.take(places[1:]).vectors[1].tolist()) == ([True, False, False], [4.0])
-
-
-def test_after_clearing_nothing_is_there() -> None:
-    """And there is room again."""
-    near = Near(2)
-    near.put([("", "a")], columns(1), 0.0, moments(0))
-    near.clear()
-    before = near.find("", ["a"])[0]
-    near.put([("", "b")], columns(5), 0.0, moments(0))
-
-    assert (before, near.take(near.find("", ["b"])).vectors.tolist()) == (NOWHERE, [[5.0]])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ranker.popularity import ITEMS_COUNT_MAX, Popularity
+from ranker.reads.popularity import ITEMS_COUNT_MAX, Popularity
 from schemas.features import CTR_PRIOR
 
 
@@ -33,7 +33,7 @@ def test_what_was_read_last_counts() -> None:
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Past the bound the items that came first go, whatever their score."""
-    monkeypatch.setattr("ranker.popularity.ITEMS_COUNT_MAX", 3)
+    monkeypatch.setattr("ranker.reads.popularity.ITEMS_COUNT_MAX", 3)
     popularity = Popularity({"a": 0.5, "b": 0.5})
     popularity.learn(["c", "d"], scores(0.25, 0.125))
 

@@ -1,13 +1,14 @@
 """A rank request gets the model's own order, and the same answer when it is asked again."""
 
 import asyncio
+import dataclasses
 
 import msgspec
 import pytest
 
 from online_store.memory import MemoryStore
 from ranker.batch import longest_ctr_at
-from ranker.rank import Answer, Ranker, check_request
+from ranker.rank import Answer, Ranker
 from schemas.aggregates import ITEM
 from schemas.errors import BundleError, DecodeError
 from schemas.features import REGISTRY, Registry
@@ -164,7 +165,7 @@ async def test_tenants_do_not_share_answers(ranker: Ranker) -> None:
 
 async def test_answers_remembered_are_bounded(ranker: Ranker, store: Failing, monkeypatch: pytest.MonkeyPatch) -> None:
     """Past the bound the oldest answer is forgotten here: the store still has it."""
-    monkeypatch.setattr("ranker.rank.ANSWERS_COUNT_MAX", 2)
+    monkeypatch.setattr("ranker.reads.answers.ANSWERS_COUNT_MAX", 2)
     for number in range(3):
         await answer(ranker, request_id=f"r{number}")
     store.read_fault = store.keep_fault = away
@@ -177,6 +178,13 @@ def test_a_bundle_of_another_registry_is_refused(model: Model) -> None:
     other = Registry(REGISTRY.features[:-1], REGISTRY.statics)
     with pytest.raises(BundleError, match=f"was trained on registry {REGISTRY.fingerprint}, ours is {other.fingerprint}"):
         Ranker(MemoryStore(other), other, model.bundle)
+
+
+def test_a_bundle_that_cannot_score_is_refused(model: Model) -> None:
+    """Before the first request, not by it."""
+    manifest = msgspec.structs.replace(model.bundle.manifest, feature_names=("one",))
+    with pytest.raises(BundleError, match=r"the model takes \[n, 1\]"):
+        Ranker(MemoryStore(REGISTRY), REGISTRY, dataclasses.replace(model.bundle, manifest=manifest))
 
 
 def test_popularity_is_the_ctr_of_the_longest_window() -> None:
@@ -202,11 +210,11 @@ def test_popularity_is_the_ctr_of_the_longest_window() -> None:
 def test_a_request_that_cannot_be_answered_says_why(fields: dict[str, object], reason: Reason, detail: str) -> None:
     """Its reason and the value at fault go to dead-letters."""
     with pytest.raises(DecodeError, match=detail) as refused:
-        check_request(msgspec.structs.replace(request(), **fields))
+        codec.check_request(msgspec.structs.replace(request(), **fields))
 
     assert refused.value.reason == reason
 
 
 def test_the_largest_request_is_accepted() -> None:
     """200 candidates of 128 bytes, and no deadline of its own."""
-    check_request(request(*["i" * 128] * CANDIDATES_COUNT_MAX, deadline_ms=None))
+    codec.check_request(request(*["i" * 128] * CANDIDATES_COUNT_MAX, deadline_ms=None))

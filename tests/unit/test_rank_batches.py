@@ -54,8 +54,10 @@ async def store() -> Watched:
 
 @pytest.fixture
 async def ranker(store: Watched, model: Model) -> Ranker:
-    """A ranker on that store, which knows its generation."""
-    return await on(store, model)
+    """A ranker on that store, which knows its generation and has read what is popular."""
+    found = await on(store, model)
+    store.reads.clear()
+    return found
 
 
 async def all_of(ranker: Ranker, *requests: Wish) -> list[Answer]:

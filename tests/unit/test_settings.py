@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from compose.settings import Settings, load
+from ranker.budgets import Budgets
 from ranker.slate.rules import Cap, Rules
 from schemas.errors import SettingsError
 from schemas.features import REGISTRY
@@ -136,6 +137,26 @@ def test_a_list_is_taken_where_one_is_meant(tmp_path: Path) -> None:
     path.write_text('reply_topics = ["one", "two"]\n')
 
     assert load({}, {}, path).reply_topics == load({"reply_topics": "one,two"}, {}, tmp_path / "none").reply_topics
+
+
+def test_budgets_are_a_table_of_the_file(tmp_path: Path) -> None:
+    """Or words of a flag; a stage that is not named keeps its own."""
+    path = tmp_path / "millstream.toml"
+    path.write_text("[budgets_ms]\nstore = 20\ntotal = 100\n")
+    found = load({}, {}, path).budgets_ms
+
+    assert (found, found) == (
+        Budgets(store_ms=20, total_ms=100),
+        load({"budgets_ms": "store=20, total=100"}, {}, tmp_path / "none").budgets_ms,
+    )
+
+
+def test_wrong_budgets_are_told_at_once(tmp_path: Path) -> None:
+    """Stages that are none, numbers that are none, what is not over 0, and more than there is."""
+    told = refusal(tmp_path, {}, '[budgets_ms]\nstores = 1\nscore = "1.5"\nstore = 0\nbackfill = -1\nrules = 99\n')
+
+    parts = ["'stores' is no stage", "score is '1.5', no whole number", "store is 0 ms", "backfill is -1 ms", "over the total of 80"]
+    assert ([part for part in parts if part not in told], "budgets_ms is" in told) == ([], True)
 
 
 def test_what_is_no_registry_is_refused(tmp_path: Path) -> None:

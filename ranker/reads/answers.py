@@ -1,0 +1,101 @@
+"""What is being answered and what was, by request: who is asked again, here or elsewhere, says the same."""
+
+import asyncio
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from online_store.keys import Generation
+from online_store.store import OnlineStore
+from ranker.reads.reader import Asked
+from schemas import codec
+from schemas.errors import DecodeError, StoreError
+from schemas.topics import RANK_RESPONSES
+
+#: How long the answer to a request_id is kept (milliseconds). A producer that retries later than this is answered anew.
+ANSWER_TTL_MS = 900_000
+#: Answers remembered in this process, for when the store is away.
+ANSWERS_COUNT_MAX = 10_000
+
+
+class Answer(NamedTuple):
+    """What goes out. response: the encoded RankResponse; telemetry: the encoded RankTelemetry, None for a repeated answer."""
+
+    response: bytes
+    telemetry: bytes | None
+
+
+@dataclass(eq=False, slots=True)
+class Call:
+    """A request under way.
+
+    received_s, deadline_s: time.perf_counter(). reserve_s: how long before its deadline it falls back. timer: of what happens at the
+    latest. ours: its answer, while it is being kept. callers: who waits. generation: what it was read from. is_read: whether its read has
+    begun; is_settled: whether its slate is there; is_told: whether somebody has its telemetry.
+    """
+
+    asked: Asked
+    key: bytes
+    received_s: float
+    done: asyncio.Future[Answer]
+    deadline_s: float = math.inf
+    reserve_s: float = 0.0
+    timer: asyncio.TimerHandle | None = None
+    ours: Answer | None = None
+    callers: int = 0
+    generation: Generation | None = None
+    is_read: bool = False
+    is_settled: bool = False
+    is_told: bool = False
+
+    def settle(self) -> None:
+        """Nothing else will be its answer."""
+        self.is_settled = True
+        self.wait(None)
+
+    def wait(self, timer: asyncio.TimerHandle | None) -> None:
+        """Have this timer, or none, and no other; one that had fired would refer to the call still, and the call to it."""
+        if self.timer:
+            self.timer.cancel()
+        self.timer = timer
+
+
+class Answers:
+    """Encoded responses by answer_key."""
+
+    def __init__(self, store: OnlineStore) -> None:
+        """Nothing was answered yet."""
+        self._store = store
+        self._remembered: OrderedDict[bytes, bytes] = OrderedDict()
+
+    def find(self, key: bytes) -> bytes | None:
+        """What this process answered."""
+        return self._remembered.get(key)
+
+    def remember(self, key: bytes, response: bytes) -> None:
+        """Answer so from now on, as long as there is room."""
+        self._remembered[key] = response
+        if len(self._remembered) > ANSWERS_COUNT_MAX:
+            self._remembered.popitem(last=False)
+
+    async def keep(self, ours: Sequence[tuple[bytes, bytes]], patience_s: float) -> list[bytes]:
+        """What holds of these answers: what another worker kept before, else ours, also where the store does not say in time.
+
+        What stands under a key and is no response is not repeated.
+        """
+        try:
+            async with asyncio.timeout(patience_s):
+                kept = await self._store.keep_answers(ours, ANSWER_TTL_MS)
+        except (StoreError, TimeoutError):
+            return [response for _, response in ours]
+        return [found if found == response or _is_response(found) else response for found, (_, response) in zip(kept, ours, strict=True)]
+
+
+def _is_response(kept: bytes) -> bool:
+    try:
+        codec.decode(RANK_RESPONSES, kept)
+    except DecodeError:
+        return False
+    return True
