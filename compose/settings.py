@@ -79,13 +79,16 @@ def _processes(value: str) -> int:
 
 
 def _budgets(value: str) -> Budgets:
-    """The budgets of "store=25,score=20"; a stage that is not named keeps its own."""
+    """The budgets of "store=25,score=20", or of the same as a JSON object; a stage that is not named keeps its own."""
     faults: list[str] = []
     given: dict[str, int] = {}
-    for stage, _, ms in (part.strip().partition("=") for part in value.split(",") if part.strip()):
+    words = (
+        json.loads(value) if value.startswith("{") else dict(part.strip().partition("=")[::2] for part in value.split(",") if part.strip())
+    )
+    for stage, ms in words.items():
         if f"{stage}_ms" not in asdict(BUDGETS):
             faults.append(f"{stage!r} is no stage")
-        elif not re.fullmatch("-?[0-9]{1,9}", ms):
+        elif not re.fullmatch("-?[0-9]{1,9}", str(ms)):
             faults.append(f"{stage} is {ms!r}, no whole number")
         else:
             given[f"{stage}_ms"] = int(ms)
@@ -245,9 +248,7 @@ def _raw(
 
 
 def _as_words(value: object) -> str:
-    """A value of the file as a flag would say it: a table of numbers as `a=1,b=2`, any other as JSON."""
-    if isinstance(value, dict) and all(isinstance(one, int) for one in value.values()):
-        return ",".join(f"{name}={one}" for name, one in value.items())
+    """A value of the file as a flag would say it: a table as JSON."""
     if isinstance(value, dict):
         return json.dumps(value, default=str)
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -182,7 +182,7 @@ def _generation(raw: bytes) -> Generation:
     try:
         return msgspec.json.decode(raw, type=Generation)
     except msgspec.DecodeError as error:
-        message = f"{CURRENT.decode()} holds {raw[:100]!r}, no generation ({error}). Does something else write here? Delete the key."
+        message = f"{CURRENT.decode()} holds {raw[:100]!r}, no generation ({error}). Somebody else writes to this store: delete the key."
         raise StoreError(message) from error
 
 

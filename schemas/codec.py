@@ -19,6 +19,7 @@ import msgspec
 from schemas import avro
 from schemas.errors import DecodeError
 from schemas.records import (
+    CANDIDATES_COUNT_MAX,
     CLOCK_SKEW_MS_MAX,
     ID_BYTES_MAX,
     LETTER_BYTES_MAX,

@@ -147,7 +147,10 @@ def play(tmp_path_factory: pytest.TempPathFactory) -> Play:
 
 
 faults = st.builds(
-    Fault, st.sampled_from([0, 0, 1, 5, 24, 26, 40, 200, FOR_EVER_MS]), st.sampled_from([None, None, None, StoreAwayError, StoreError])
+    Fault,
+    st.sampled_from([0, 0, 1, 5, 24, 26, 40, 200, FOR_EVER_MS]),
+    st.sampled_from([None, None, None, StoreAwayError, StoreError]),
+    st.just(0),
 )
 wishes = st.builds(
     Wish,

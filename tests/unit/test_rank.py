@@ -9,6 +9,7 @@ import pytest
 from online_store.memory import MemoryStore
 from ranker.batch import longest_ctr_at
 from ranker.rank import Answer, Ranker
+from schemas import codec
 from schemas.aggregates import ITEM
 from schemas.errors import BundleError, DecodeError
 from schemas.features import REGISTRY, Registry
