@@ -136,7 +136,8 @@ class Server(uvicorn.Server):
 async def _listening(front: HttpFront, settings: Settings) -> AsyncIterator[None]:
     """Answer HTTP within the block; at its end, what is under way is answered first. Raises SettingsError."""
     server = Server(http_config(front))
-    listening = asyncio.create_task(server.serve([_socket(settings)]))
+    at = http_socket(settings.http_host, settings.http_port, shares_port=settings.processes > 1)
+    listening = asyncio.create_task(server.serve([at]))
     try:
         yield
     finally:
@@ -152,9 +153,13 @@ def http_config(front: HttpFront) -> uvicorn.Config:
     return uvicorn.Config(front, timeout_graceful_shutdown=DRAIN_S, timeout_keep_alive=KEEP_ALIVE_S, **said)
 
 
-def _socket(settings: Settings) -> socket.socket:
-    host, port = settings.http_host, settings.http_port
+def http_socket(host: str, port: int, *, shares_port: bool = False) -> socket.socket:
+    """Where HTTP is listened at. shares_port: with other processes that say so, too. Raises SettingsError for an address that is taken."""
     try:
-        return socket.create_server((host, port), reuse_port=settings.processes > 1)
+        listening = socket.create_server((host, port), reuse_port=shares_port)
     except OSError as error:
         raise SettingsError(f"http_port {port} on {host} cannot be listened at: {error.strerror}. Set another one.") from error
+    # Connections inherit it. An answer's head and body are two writes, and without it the second waits for the client's
+    # acknowledgement of the first, which Linux puts off for 40 ms; asyncio says it of sockets of its own only.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening

@@ -4,13 +4,14 @@ import asyncio
 import hashlib
 import http.client
 import json
+import socket
 from collections.abc import AsyncIterator
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
 import pytest
 
-from compose.serve import Server
+from compose.serve import Server, http_socket
 from ranker.fronts.auth import Tokens, parse
 from ranker.fronts.http import HttpFront
 from ranker.fronts.requests import BODY_BYTES_MAX
@@ -185,11 +186,11 @@ async def test_unknown_fields_duplicates_and_strangers_are_ranked(world: World) 
 
 @pytest.mark.parametrize("fault", [away, hang])
 async def test_without_the_store_an_answer_falls_back(world: World, fault: Any) -> None:  # noqa: ANN401  # as tests.rankers has them
-    """Never a 5xx."""
+    """Never a 5xx: what was read ahead at the start is ranked."""
     world.store.read_fault = world.store.keep_fault = fault
     got = await world.rank()
 
-    assert (got.status, got.body["degraded"]) == (200, "POPULARITY")
+    assert (got.status, got.body["degraded"]) == (200, "STALE")
 
 
 @pytest.mark.parametrize(
@@ -289,20 +290,21 @@ async def test_a_request_under_way_is_answered_at_the_end(world: World) -> None:
 
 
 async def test_a_client_who_leaves_is_not_ranked_for(world: World) -> None:
-    """Its connection is gone while the store reads: no answer is made, kept or told, and the next client is served."""
+    """Its connection is gone before its answer is kept: none is kept or told, and the next client is served."""
     gone, body = asyncio.Event(), json.dumps(GOOD | {"deadline_ms": 5_000}).encode()
 
     def leave() -> None:
         writer.transport.abort()
+        world.store.keep_fault = hang
         gone.set()
 
     _, writer = await asyncio.open_connection("127.0.0.1", world.port)
     world.store.read_fault = leave
     writer.write(b"POST /v1/rank HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
     await gone.wait()
-    world.store.read_fault = away
+    await asyncio.sleep(0.1)
+    world.store.read_fault = world.store.keep_fault = None
     [kept] = await world.store.keep_answers([(b"answer::r1", b"none was")], 1_000)
-    world.store.read_fault = None
     after = await world.rank(request_id="r2")
 
     assert (kept, after.status, world.told) == (b"none was", 200, ["r2"])
@@ -365,6 +367,14 @@ async def test_an_upgrade_is_refused_with_what_to_do_instead(world: World, upgra
     got = await relay(world.port)(RANK_HEAD + more + body)
 
     assert (got.split(b" ", 2)[1], b"HttpClient.Version.HTTP_1_1" in got, b"connection: close" in got) == (b"400", True, True)
+
+
+def test_an_answer_is_sent_at_once() -> None:
+    """Its body waits for no acknowledgement of its head."""
+    with http_socket("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        connection, _ = listening.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
 
 async def test_the_document_says_what_there_is(world: World) -> None:

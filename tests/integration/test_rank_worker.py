@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import socket
 import string
 import time
 import urllib.request
@@ -36,7 +37,7 @@ from schemas.topics import DEAD_LETTERS, RANK_RESPONSES, RANK_TELEMETRY, StoredR
 from tests import rankers
 from tests.rankers import ITEMS
 from tests.services import free_port
-from tests.workers import Process, Reader, command, committed, ends, own_store, send, wait_until
+from tests.workers import Process, Reader, command, committed, ends, log_records, own_broker, own_store, send, wait_until
 from tests.worlds import Log, content, replay
 
 CORRELATION, TRACE, REPLY_TOPIC, REPLY_PARTITION = "kafka_correlationId", "traceparent", "kafka_replyTopic", "kafka_replyPartition"
@@ -255,6 +256,8 @@ def test_a_header_whose_name_is_not_utf_8_stops_nobody(world: World, monkeypatch
         async with AIOKafkaProducer(bootstrap_servers=world.kafka_bootstrap) as producer:
             await producer.send_and_wait(f"{world.prefix}rank-requests", bad, headers=[(NotUtf8("name"), b"value")])
 
+    # A warm interpreter sees an error that is left set later than a cold one.
+    world.ask(*(request() for _ in range(100)))
     asyncio.run(send())
     world.ask(good)
 
@@ -437,19 +440,40 @@ def vectors(world: World, port: int, *candidates: str) -> list[bytes]:
 
 
 def test_what_is_under_way_over_http_is_answered_and_told_at_the_end(world: World, tmp_path: Path) -> None:
-    """SIGTERM while the store holds an answer up: the client gets it, Kafka its telemetry, and the exit code is 0."""
-    pid = (world.store.process() or (0, 0))[0]
-    asked = request("i1", "i3", deadline_ms=3_000)
-    with serving(world, tmp_path, http_port=str(port := free_port()), group_id="drains") as ending, ThreadPoolExecutor(1) as beside:
-        os.kill(pid, signal.SIGSTOP)
-        try:
+    """SIGTERM, then the store holds the answer up and Kafka its telemetry: both arrive before the process ends, with exit code 0."""
+    asked, port = request("i1", "i3", deadline_ms=3_000), free_port()
+    with own_broker(tmp_path) as (broker, _, bootstrap), ThreadPoolExecutor(2) as beside:
+        topics.create(bootstrap, world.prefix, partitions=1)
+        settings = {"kafka_bootstrap": bootstrap, "reply_topics": "", "group_id": "drains", "http_port": str(port)}
+        with serving(world, tmp_path, **settings) as ending, paused(world.store):
             answer = beside.submit(over_http, port, asked)
-            time.sleep(0.5)
-            code = ending.stop()
-        finally:
-            os.kill(pid, signal.SIGCONT)
+            time.sleep(0.2)
+            ended = beside.submit(ending.stop)
+            wait_until(lambda: refuses(port))
+            with paused(broker):
+                body = json.loads(answer.result())
+                time.sleep(1)
+            code = ended.result()
+        told = [record.key for record in log_records(bootstrap, f"{world.prefix}rank-telemetry")]
 
-    assert (code, json.loads(answer.result())["request_id"], world.telemetry(asked).key) == (0, asked.request_id, asked.request_id.encode())
+    assert (code, body["request_id"], told) == (0, asked.request_id, [asked.request_id.encode()])
+
+
+def refuses(port: int) -> bool:
+    """Whether nobody listens at a port any more."""
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) != 0
+
+
+@contextmanager
+def paused(server: Server) -> Iterator[None]:
+    """A server that stands still within the block."""
+    pid = (server.process() or (0, 0))[0]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def over_http(port: int, asked: RankRequest) -> bytes:

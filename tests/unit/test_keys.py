@@ -24,7 +24,7 @@ def test_a_key_names_its_entity(tenant: str, entity_id: str) -> None:
     assert entity_of(record_key(GENERATION, entity)) == entity
 
 
-@pytest.mark.parametrize("other", [Entity("acme", "item", "a"), Entity("", "item", "acme:a"), Entity("acme", "user", "a:b")])
+@pytest.mark.parametrize("other", [Entity("", "item", "a:b"), Entity("", "item", "acme:a:b"), Entity("acme", "user", "a:b")])
 def test_a_key_in_a_snapshot_is_its_entitys_alone(other: Entity) -> None:
     """No other tenant, kind or id spells the same; a tenant holds no colon."""
     assert entity_key(Entity("acme", "item", "a:b")) != entity_key(other)
