@@ -240,10 +240,8 @@ class Ranker:
         with metrics.ENCODE.time():
             ours = [self._encoded(call, slate, now_s) for call, slate in settled]
         metrics.spent("rules", time.perf_counter() - now_s, self.budgets.rules_ms)
-        # A store that is left alone would hold up each of these answers for as long as they can wait.
-        if not self._pipeline.is_store_away:
-            with metrics.KEEP.time():
-                ours = await self._kept([call for call, _ in settled], ours)
+        with metrics.KEEP.time():
+            ours = await self._kept([call for call, _ in settled], ours)
         for (call, _), answer in zip(settled, ours, strict=True):
             self._end(call, answer)
 
@@ -253,7 +251,10 @@ class Ranker:
             call.ours = answer
             self._wait(call)
         answers = [(call.key, answer.response) for call, answer in zip(calls, ours, strict=True)]
-        kept = await self._answers.keep(answers, self.budgets.store_ms / 1000)
+        left_s = max(call.deadline_s for call in calls) - time.perf_counter()
+        # A store that is left alone would hold up each of these answers for as long as they can wait.
+        patience_s = 0.0 if self._pipeline.is_store_away else left_s
+        kept = await self._answers.keep(answers, max(patience_s, KEEP_MS_MIN / 1000))
         return [answer if response == answer.response else Answer(response, None) for answer, response in zip(ours, kept, strict=True)]
 
     def _end(self, call: Call, answer: Answer) -> None:

@@ -203,10 +203,13 @@ async def test_ten_thousand_at_once_are_answered(ranker: Ranker, store: Counting
     assert (len(names), store.keeps < count / 20, ranker._calls) == (count, True, {})  # noqa: SLF001  # as above
 
 
-async def test_answers_do_not_wait_for_a_store_that_is_left_alone(ranker: Ranker, store: Counting) -> None:
-    """It is not asked to keep them either, until it answers again."""
-    store.read_fault = store.keep_fault = away
-    for number in range(5):
-        await ask(ranker, request_id=f"r{number}")
+async def test_a_store_that_is_left_alone_still_says_what_was_answered(ranker: Ranker, store: Counting, model: Model) -> None:
+    """Another worker, which could not read for it, gives the first answer's bytes."""
+    first = await answer(ranker, request_id="first")
+    other = await on(store, model)
+    store.read_fault = away
+    for number in range(FAILURES_MAX):
+        await ask(other, request_id=f"r{number}")
+    again = await answer(other, request_id="first")
 
-    assert store.keeps == FAILURES_MAX - 1
+    assert (again.response, again.telemetry) == (first.response, None)
