@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import grpc
 import msgspec
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
@@ -13,6 +14,7 @@ from benchmarks.rank.generator import ROUND_S, Client, Said, Task
 from ranker.kafka import CORRELATION_ID
 from schemas import codec
 from schemas.errors import MillstreamError
+from schemas.proto.millstream.v1 import rank_pb2
 from schemas.records import RankRequest, RankResponse
 from schemas.topics import RANK_REQUESTS, RANK_RESPONSES
 
@@ -20,6 +22,9 @@ from schemas.topics import RANK_REQUESTS, RANK_RESPONSES
 CONNECTIONS_COUNT = 64
 #: How long Kafka may take to name a topic's partitions (seconds).
 ANSWER_S = 30.0
+#: Channels of the gRPC client: a connection each.
+CHANNELS_COUNT = 4
+METHOD = "/millstream.v1.Ranking/Rank"
 Answers = list[tuple[int, float, bytes | None]]
 
 
@@ -199,7 +204,60 @@ class _Connection(asyncio.Protocol):
         self._answered(self, number, body)
 
 
-CLIENTS: dict[str, Callable[[Task], Client]] = {"kafka": KafkaClient, "http": HttpClient}
+class GrpcClient:
+    """millstream.v1.Ranking over a few channels; messages are bytes on this side, so that grpc's own work is all there is."""
+
+    def __init__(self, task: Task) -> None:
+        """Nothing is connected."""
+        self._address = task.address
+        self._found: Answers = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        """All channels, once the server listens."""
+        options = (("grpc.use_local_subchannel_pool", 1),)
+        self._channels = [grpc.aio.insecure_channel(self._address, options) for _ in range(CHANNELS_COUNT)]
+        for channel in self._channels:
+            await asyncio.wait_for(channel.channel_ready(), ANSWER_S)
+        self._calls = [channel.unary_unary(METHOD) for channel in self._channels]
+
+    def encode(self, request: RankRequest) -> bytes:
+        """A message."""
+        fields = ("user_id", "candidate_item_ids", "k", "request_id", "ts_ms")
+        message: bytes = rank_pb2.RankRequest(**{name: getattr(request, name) for name in fields}).SerializeToString()
+        return message
+
+    def send(self, number: int, body: bytes) -> None:
+        """On one of the channels."""
+        task = asyncio.get_running_loop().create_task(self._ask(number, body))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _ask(self, number: int, body: bytes) -> None:
+        try:
+            answer = await self._calls[number % CHANNELS_COUNT](body)
+        except grpc.aio.AioRpcError:
+            answer = None
+        self._found.append((number, time.perf_counter(), answer))
+
+    async def answers(self) -> Answers:
+        """What arrived."""
+        await asyncio.sleep(0 if self._found else ROUND_S)
+        found, self._found = self._found, []
+        return found
+
+    def decode(self, body: bytes) -> Said:
+        """A message."""
+        found = rank_pb2.RankResponse.FromString(body)
+        return Said([item.item_id for item in found.ranked_items], found.degraded)
+
+    async def close(self) -> None:
+        """All of them."""
+        for channel in self._channels:
+            await channel.close()
+
+
+CLIENTS: dict[str, Callable[[Task], Client]] = {"kafka": KafkaClient, "http": HttpClient, "grpc": GrpcClient}
 
 
 def client_of(task: Task) -> Client:
