@@ -35,6 +35,9 @@ SEND_SHARE = 0.25
 #: What keeping an answer is given though its deadline is near or over (milliseconds): asked again, it should be the same. Ten times what a
 #: store near by takes; more would hold up a backlog while the store hangs.
 KEEP_MS_MIN = 3
+#: Reads begin so far apart at least (seconds), and who comes meanwhile shares the next: most of what a lone request costs is what any batch
+#: does. After a quiet moment a request is read for at once. More would be felt.
+WINDOW_S = 0.002
 #: Requests of one batch. More would let the first of them wait for the scoring of the last.
 BATCH_COUNT_MAX = 64
 #: Requests that may wait for a batch. Past them one is answered by popularity at once: it would not be read for inside its deadline.
@@ -67,6 +70,7 @@ class Ranker:
         self._settled: deque[tuple[Call, Ranked]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_reading = False
+        self._next_read_s = 0.0
         self.generation: Generation | None = None
 
     async def refresh(self) -> None:
@@ -161,10 +165,12 @@ class Ranker:
 
     async def _read_all(self) -> None:
         """Read batch after batch; each is ranked while the store reads for the next."""
-        # Whoever asks in this round of the loop shares the first read.
-        await asyncio.sleep(0)
         try:
             while self._waiting:
+                # Whoever asks in this round of the loop shares the read, too.
+                if len(self._waiting) < BATCH_COUNT_MAX:
+                    await asyncio.sleep(max(self._next_read_s - time.perf_counter(), 0))
+                self._next_read_s = time.perf_counter() + WINDOW_S
                 batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH_COUNT_MAX))]
                 wanted = [call for call in batch if self._is_wanted(call)]
                 if wanted:

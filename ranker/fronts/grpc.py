@@ -21,7 +21,7 @@ from grpc_reflection.v1alpha import reflection
 from ranker.fronts.auth import ANYBODY, Caller, Tokens
 from ranker.fronts.requests import BODY_BYTES_MAX, Tell, request_of
 from ranker.fronts.shapes import Rank
-from ranker.rank import Answer, Ranker
+from ranker.rank import Ranker
 from schemas import codec
 from schemas.errors import DecodeError, SettingsError
 from schemas.proto.millstream.v1 import rank_pb2
@@ -34,9 +34,6 @@ SERVICE = rank_pb2.DESCRIPTOR.services_by_name["Ranking"].full_name
 PUSHBACK_MS = "grpc-retry-pushback-ms"
 #: How often it is looked whether the ranker is ready (seconds): as often as the current generation is.
 LOOK_S = 1.0
-#: While another call is being answered, one waits so long for company (seconds), and all that have come are ranked as one batch. grpc.aio
-#: hands calls over one by one: each would be read for and scored alone, at 1.1 ms of processor time instead of 0.65.
-GATHER_S = 0.002
 #: Fields of a request whose absence says something.
 OPTIONAL = ("k", "request_id", "ts_ms", "deadline_ms")
 ANSWERED = tuple(rank_pb2.RankResponse.DESCRIPTOR.fields_by_name)
@@ -64,8 +61,6 @@ class GrpcFront:
         self._tell = tell
         self._tokens = tokens
         self._health = health.aio.HealthServicer()
-        self._under_way = 0
-        self._gathering: asyncio.Future[None] | None = None
 
     @contextlib.asynccontextmanager
     async def listening(self, host: str, port: int, grace_s: float, *, shares_port: bool = False) -> AsyncIterator[int]:
@@ -118,26 +113,10 @@ class GrpcFront:
             request = _request(body, caller.tenant, time.time_ns() // 1_000_000, context.time_remaining(), self._ranker.budgets.total_ms)
         except (MessageError, msgspec.ValidationError, DecodeError) as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        answer = await self._answer(request, received_s)
+        answer = await self._ranker.answer(request, received_s)
         if answer.telemetry is not None:
             self._tell(request, answer.telemetry)
         return as_message(answer.response)
-
-    async def _answer(self, request: RankRequest, received_s: float) -> Answer:
-        self._under_way += 1
-        try:
-            if self._under_way > 1:
-                await self._gathered()
-            return await self._ranker.answer(request, received_s)
-        finally:
-            self._under_way -= 1
-
-    async def _gathered(self) -> None:
-        """Wait with others that wait already, else begin to."""
-        if self._gathering is None or self._gathering.done():
-            self._gathering = asyncio.ensure_future(asyncio.sleep(GATHER_S))
-        # One who is cancelled must not end it for the others.
-        await asyncio.shield(self._gathering)
 
     async def _caller(self, context: Context) -> Caller:
         """Who asks; somebody who is not known, or asks too often, goes away here."""

@@ -40,18 +40,12 @@ PATIENCE_S = 30.0
 
 
 class Gated(Failing):
-    """A store that keeps no answer until it is let go on. users_read: how many users each read was for."""
+    """A store that keeps no answer until it is let go on."""
 
     def __init__(self) -> None:
         super().__init__()
         self.is_asked = asyncio.Event()
         self.go_on = asyncio.Event()
-        self.users_read: list[int] = []
-
-    async def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """As MemoryStore.read."""
-        self.users_read.append(sum(key.startswith(b"user:") for key in keys))
-        return await super().read(keys)
 
     async def keep_answers(self, answers: Sequence[tuple[bytes, bytes]], ttl_ms: int) -> list[bytes]:
         """As MemoryStore.keep_answers."""
@@ -339,36 +333,6 @@ class TestUnderWay:
         await stopping
 
         assert ((await asked).degraded, refused) == ("NONE", grpc.StatusCode.UNAVAILABLE)
-
-    async def test_calls_beside_another_are_ranked_together(self, world: World, store: Gated, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A lone one is ranked at once; those that come while it is answered wait for each other."""
-        monkeypatch.setattr("ranker.fronts.grpc.GATHER_S", 1.0)
-        store.is_asked.clear()
-        store.users_read.clear()
-        asked = [asyncio.create_task(world.rank(deadline_ms=60_000))]
-        await store.is_asked.wait()
-        asked += [asyncio.create_task(world.rank(request_id=f"b{number}", user_id=f"u{number}", deadline_ms=60_000)) for number in range(5)]
-        store.is_asked.clear()
-        await store.is_asked.wait()
-        store.go_on.set()
-        await asyncio.gather(*asked)
-
-        assert store.users_read == [1, 5]
-
-    async def test_one_who_leaves_a_gathering_costs_the_others_nothing(
-        self, world: World, store: Gated, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """They are answered all the same."""
-        monkeypatch.setattr("ranker.fronts.grpc.GATHER_S", 1.0)
-        asked = [asyncio.create_task(world.rank(deadline_ms=60_000))]
-        await store.is_asked.wait()
-        asked += [asyncio.create_task(world.rank(request_id=name, deadline_ms=60_000)) for name in ("leaves", "stays")]
-        # Both are there once health, which they were sent before, is told.
-        await world.health()
-        asked[1].cancel()
-        store.go_on.set()
-
-        assert [(await asked[place]).degraded for place in (0, 2)] == ["NONE", "NONE"]
 
     async def test_one_who_cancels_is_let_go(self, world: World, store: Gated) -> None:
         """Nothing is told of an answer that nobody got."""

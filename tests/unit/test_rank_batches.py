@@ -75,6 +75,18 @@ async def test_requests_that_come_at_once_share_a_read(ranker: Ranker, store: Wa
     assert (len(store.reads), len(store.items_read)) == (1, 2)
 
 
+async def test_requests_of_one_window_share_a_read(ranker: Ranker, store: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a quiet moment one is read for at once; those that come one after the other within the window of that read share the next."""
+    monkeypatch.setattr("ranker.rank.WINDOW_S", 1.0)
+    asked = []
+    for number in range(5):
+        asked.append(asyncio.create_task(ask(ranker, "i1", user_id=f"u{number}", request_id=f"r{number}")))
+        await asyncio.sleep(0.02)
+    await asyncio.gather(*asked)
+
+    assert [sum(not key.startswith(ITEM_KEY) for key in keys) for keys in store.reads] == [1, 4]
+
+
 async def test_each_request_gets_its_own_slate(ranker: Ranker) -> None:
     """What a batch answers is what each request would be answered alone."""
     asked: list[Wish] = [(("i1", "i2", "i3"), {"user_id": "u1"}), (("i3",), {}), (("i5", "i4", "i1"), {"user_id": "u2", "k": 2})]
