@@ -4,6 +4,7 @@ An entry holds for NEAR_MS: against the clock, for what the store says may have 
 for windows and ages move on. Past that it only serves while the store is away.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,7 +45,8 @@ class Near:
     """At most `count_max` items; the ones that came first go first."""
 
     count_max: int = NEAR_COUNT_MAX
-    _places: dict[tuple[str, str], int] = field(default_factory=dict)
+    #: By tenant, then by item: a lookup by both at once would make a tuple for each candidate.
+    _places: dict[str, dict[str, int]] = field(default_factory=dict)
     _ids: list[tuple[str, str]] = field(default_factory=list)
     _next: int = 0
     _columns: Columns | None = None
@@ -56,8 +58,7 @@ class Near:
 
     def find(self, tenant: str, item_ids: Sequence[str]) -> Ints:
         """Where items stand, int64 [n], NOWHERE for those that are not here; holds until the next `put`."""
-        find = self._places.get
-        return np.fromiter((find((tenant, item_id), NOWHERE) for item_id in item_ids), np.int64, len(item_ids))
+        return np.fromiter(map(self._places.get(tenant, {}).get, item_ids, itertools.repeat(NOWHERE)), np.int64, len(item_ids))
 
     def ages(self, places: Ints, now_ms: float, as_of_ms: Ints) -> NDArray[np.float64]:
         """How old entries are, by the clock or against each one's moment, whichever is more: float64 [n], infinite for NOWHERE."""
@@ -90,15 +91,19 @@ class Near:
         self._read_ms, self._as_of_ms = np.zeros(self.count_max), np.zeros(self.count_max, np.int64)
 
     def _place(self, of: tuple[str, str]) -> int:
-        place = self._places.get(of, NOWHERE)
+        tenant, item_id = of
+        place = self._places.get(tenant, {}).get(item_id, NOWHERE)
         if place != NOWHERE:
             return place
         place = self._next
         self._next = (place + 1) % self.count_max
         if place < len(self._ids):
-            del self._places[self._ids[place]]
+            old_tenant, old_id = self._ids[place]
+            del self._places[old_tenant][old_id]
+            if not self._places[old_tenant]:
+                del self._places[old_tenant]
             self._ids[place] = of
         else:
             self._ids.append(of)
-        self._places[of] = place
+        self._places.setdefault(tenant, {})[item_id] = place
         return place
