@@ -57,6 +57,8 @@ def fill(task: Task, world: World) -> None:
         store.apply([entity, view, service])
         for start in range(0, len(frame), FILL_ROWS):
             store.write_to_online_store(kind, df=frame[start : start + FILL_ROWS])
+        if service.precompute_online:
+            store.precompute_feature_service(service.name)
 
 
 def run(task: Task, world: World) -> None:
