@@ -33,6 +33,16 @@ SCHEMA_IDS: Mapping[int | UUID, avro.Schema] = {
 }
 
 
+class NotUtf8(str):
+    """A header's name as only a client that is wrong or wicked sends it."""
+
+    __slots__ = ()
+
+    def encode(self, *_: object) -> bytes:
+        """Bytes that are no UTF-8."""
+        return b"\xff\xfe"
+
+
 def impression(user_id: str = "u1", item_id: str = "i1", ts_ms: int = NOW_MS, **rest: Any) -> Impression:  # noqa: ANN401  # any other field
     return Impression(**{"request_id": "r1", "position": 0, **rest}, user_id=user_id, item_id=item_id, ts_ms=ts_ms)
 

@@ -77,7 +77,7 @@ class LogColumns(Sequence[StoredRecord]):
             length, at = varint(text, at, len(text))
             name, at = self.text[at : at + length], at + length
             length, at = varint(text, at, len(text))
-            yield name.decode(), _part(self.text, (at, length)) or b""
+            yield name.decode(errors="backslashreplace"), _part(self.text, (at, length)) or b""
             at += max(length, 0)
 
 

@@ -77,7 +77,7 @@ def serving(folder: Path, *, store_is_filled: bool) -> Iterator[int]:
 def main() -> int:
     """Play both; 1 if anything is wrong."""
     parser = argparse.ArgumentParser(prog="make fuzz-http", description=__doc__)
-    parser.add_argument("--examples", type=int, default=5_000, help="requests drawn for each operation (default: %(default)s)")
+    parser.add_argument("--examples", type=int, default=2_000, help="requests drawn for each operation (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=random.randrange(2**32), help="replays a run; drawn and said if none is given")
     asked = parser.parse_args()
     codes = []

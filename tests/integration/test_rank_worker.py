@@ -38,21 +38,11 @@ from tests import rankers
 from tests.rankers import ITEMS
 from tests.services import free_port
 from tests.workers import Process, Reader, command, committed, ends, log_records, own_broker, own_store, send, wait_until
-from tests.worlds import Log, content, replay
+from tests.worlds import Log, NotUtf8, content, replay
 
 CORRELATION, TRACE, REPLY_TOPIC, REPLY_PARTITION = "kafka_correlationId", "traceparent", "kafka_replyTopic", "kafka_replyPartition"
 #: Request ids that no other test uses.
 NUMBERS = itertools.count()
-
-
-class NotUtf8(str):
-    """A header's name as only a client that is wrong or wicked sends it."""
-
-    __slots__ = ()
-
-    def encode(self, *_: object) -> bytes:
-        """Bytes that are no UTF-8."""
-        return b"\xff\xfe"
 
 
 class World(NamedTuple):

@@ -201,6 +201,16 @@ def test_the_headers_of_a_dead_letter_are_named_as_in_kafka_connect() -> None:
     }
 
 
+def test_a_dead_letter_does_not_quote_its_record_at_length() -> None:
+    """A detail may hold all of a long word, at four characters a byte: the record stands beside it."""
+    found = refused(codec.encode(click(user_id="u" * 9_000)).replace(b"uu", b"\xff\xff"), CLICKS)
+    value, headers = codec.dead_letter(BadRecord(raw(b"x"), found.reason, found.detail))
+    letter = codec.decode(DEAD_LETTERS, value)
+    assert isinstance(letter, DeadLetter)
+
+    assert (len(found.detail) > 9_000, len(letter.detail), len(dict(headers)["__connect.errors.exception.message"])) == (True, 1_000, 1_000)
+
+
 def test_a_dead_letter_of_null_bytes_stays_null() -> None:
     """A null value and an empty one are told apart."""
     letters = [codec.decode(DEAD_LETTERS, codec.dead_letter(BadRecord(raw(value), "MALFORMED", ""))[0]) for value in (None, b"")]

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from aiokafka.consumer.fetcher import PartitionRecords
 from aiokafka.consumer.subscription_state import SubscriptionState
-from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.default_records import DefaultRecordBatchBuilder, _DefaultRecordBatchBuilderPy
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.structs import TopicPartition
 
 from schemas.topics import StoredRecord
 from streams import fetch
+from tests.worlds import NotUtf8
 
 TP = TopicPartition("t-clicks", 3)
 NONE, GZIP, SNAPPY, LZ4, ZSTD = range(5)
@@ -66,6 +67,16 @@ def test_schema_ids_in_headers_are_seen() -> None:
     assert found is not None
     named = [any(name == "__value_schema_id" for name, _ in record.headers) for record in found.records]
     assert found.records.spans.named.tolist() == named
+
+
+def test_a_header_whose_name_is_not_utf_8_is_shown_all_the_same() -> None:
+    """It stops nobody: what is bad about its record is for dead-letters to tell."""
+    builder = _DefaultRecordBatchBuilderPy(2, NONE, False, -1, -1, 0, 1 << 20)
+    assert builder.append(0, 1_700_000_000_000, b"k", b"v", [(NotUtf8("name"), b"1")]) is not None
+    found = fetch.read(TP, bytes(builder.build()), 0)
+
+    assert found is not None
+    assert found.records[0].headers == ((r"\xff\xfe", b"1"),)
 
 
 def test_a_record_is_made_when_it_is_asked_for() -> None:
