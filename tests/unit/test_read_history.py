@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from compose.train import read_history
+from replay.history import read_history
 from replay.log import FileLog, Message
 from schemas import codec
 from schemas.features import REGISTRY, Registry, context_number

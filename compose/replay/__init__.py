@@ -1,0 +1,1 @@
+"""The actions of `millstream replay`: what each does, and its arguments."""
