@@ -1,1 +1,1 @@
-"""The actions of `millstream replay`: what each does, and its arguments."""
+"""Replay as an operator runs it: `millstream replay ACTION`, a module for each group of actions."""
