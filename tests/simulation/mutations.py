@@ -48,7 +48,8 @@ class Mutation:
     contract: str = ""
 
 
-INGEST, WORKER, MEMORY, SCRIPT = "online_store/ingest.py", "streams/worker.py", "online_store/memory.py", "online_store/lua/apply.lua"
+INGEST, PROGRESS, WORKER = "online_store/ingest.py", "online_store/sources/progress.py", "streams/worker.py"
+MEMORY, SCRIPT = "online_store/memory.py", "online_store/lua/apply.lua"
 #: Seen by few runs, so that every test run can afford to try them.
 EVIDENT_COUNT = 3
 SCRIPT_GUARD = "if guard ~= tonumber(ARGV[2]) then return guard end\n"
@@ -99,7 +100,7 @@ MUTATIONS = (
     ),
     Mutation(
         "events before the guards are not read again to know their repeats",
-        (Edit(INGEST, "start = max(lowest - reach, 0)", "start = lowest"),),
+        (Edit(PROGRESS, "start = max(lowest - reach, 0)", "start = lowest"),),
     ),
     Mutation(
         "the script does not compare the guard",
