@@ -18,7 +18,7 @@ from compose import processes
 from compose import redrive as redrives
 from compose import topics as topics_module
 from compose.demo import run as demo_module
-from compose.replay import parity, rows
+from compose.replay import parity, rows, verify
 from compose.settings import Settings
 from compose.stack.local import LocalStack
 from online_store.keys import Entity
@@ -267,6 +267,7 @@ VERBS: dict[str, Verb] = {
     ),
     "replay parity": Verb(parity.parity, "compare two generations, feature by feature", parity.ARGUMENTS),
     "replay rows": Verb(rows.rows, "write what was served and what came of it as training rows", rows.ARGUMENTS),
+    "replay verify": Verb(verify.verify, "hold what was served against the log", verify.ARGUMENTS),
     "demo": Verb(
         demo,
         "run the whole loop on this machine",

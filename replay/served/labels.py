@@ -3,6 +3,7 @@
 Held as columns of numbers, some 30 bytes an event, so that a month of events fits where its strings would not.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from schemas.columnar.bodies import NONE
 from schemas.columnar.events import RECORDS, Events, pack
-from schemas.columnar.repeats import IDENTITY, outcomes
+from schemas.columnar.repeats import IDENTITY, named
 from schemas.records import Click, Impression
 from schemas.windows import DAY_MS
 
@@ -50,7 +51,7 @@ class Labels:
 
     def add(self, events: Events) -> None:
         """Remember a batch's, repeats already dropped."""
-        names = outcomes(events.text, np.stack([events.word(name) for name in IDENTITY]))
+        names = named(events.text, np.stack([events.word(name) for name in IDENTITY]))
         shown = events.record == RECORDS.index(Impression.__name__)
         self._shown.append(names[shown])
         dwell_ms = events.number("dwell_ms")
@@ -87,7 +88,12 @@ class Labels:
 
 def _names(table: pl.DataFrame) -> Hashes:
     """Which outcome each served item waits for, uint64 [n]."""
-    packed = [pack(table[name].to_list()) for name in IDENTITY]
+    return names_of(*(table[name].to_list() for name in IDENTITY))
+
+
+def names_of(*columns: Sequence[str | None]) -> Hashes:
+    """What these words name together, row by row, as schemas.columnar.repeats.named says of events: uint64 [n]."""
+    packed = [pack(column) for column in columns]
     starts = np.cumsum([0, *(len(text) for text, _ in packed)])
     words = np.stack([spans + np.array([start, 0]) for (_, spans), start in zip(packed, starts, strict=False)])
-    return outcomes(np.frombuffer(b"".join(text for text, _ in packed), np.uint8), words)
+    return named(np.frombuffer(b"".join(text for text, _ in packed), np.uint8), words)

@@ -63,7 +63,7 @@ def read(log: EventLog, registry: Registry, rows_count: int) -> Iterator[Served]
     taken: list[RankTelemetry] = []
     for batch in log.read(RANK_TELEMETRY):
         for record in batch.records:
-            found = _decoded(record.value)
+            found = decoded(record.value)
             if found is not None and (found.tenant, found.request_id) not in known:
                 known.add((found.tenant, found.request_id))
                 taken.append(found)
@@ -91,7 +91,7 @@ def _vectors(requests: Sequence[RankTelemetry], registry: Registry) -> tuple[NDA
     return np.frombuffer(packed, "<f4").reshape(len(raws), width).astype(np.float32, copy=False), scored
 
 
-def _decoded(value: bytes | None) -> RankTelemetry | None:
+def decoded(value: bytes | None) -> RankTelemetry | None:
     """None for what is no telemetry: nobody promised that a topic holds nothing else."""
     try:
         found = codec.decode(RANK_TELEMETRY, value)

@@ -65,11 +65,8 @@ def identities(events: Events) -> Identities:
     return _hashed(events.text, events.record, words)
 
 
-def outcomes(text: Buffer, words: Offsets) -> Identities:
-    """What of which request an event is about, whatever its record, in 64 bits: uint64 [n], else as `identities`.
-
-    words: int64 [3, n, 2], spans in text of what IDENTITY names.
-    """
+def named(text: Buffer, words: Offsets) -> Identities:
+    """What some words name together, in 64 bits: uint64 [n], else as `identities`. words: int64 [words, n, 2], spans in text."""
     return _hashed(text, np.zeros(words.shape[1], np.uint8), words)
 
 
