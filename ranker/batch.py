@@ -77,7 +77,7 @@ class Pipeline:
         self._reader.forget()
 
     async def look(self, generation: Generation | None) -> None:
-        """See what the store has applied, for telemetry to tell; a store that is away changes nothing."""
+        """See what the store has applied, for telemetry to tell, and what snapshot there is; a store that is away changes nothing."""
         if generation is not None:
             try:
                 await self._reader.look(generation)

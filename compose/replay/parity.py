@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from compose.settings import Settings
 from online_store.redis import RedisStore
 from online_store.store import OnlineStore
 from replay.log import KafkaLog
+from replay.parity import logged
 from replay.parity import report as reports
 from replay.parity.compare import Question, compare
 from replay.parity.side import Side
@@ -24,6 +26,10 @@ ARGUMENTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("second", {"help": "the one to compare with it"}),
     ("--sample", {"type": float, "default": 1.0, "help": "share of the entities, the same ones in both"}),
     ("--tolerance", {"type": float, "default": 0.0, "help": "relative difference that is taken for none"}),
+    (
+        "--against-log",
+        {"type": int, "default": 0, "metavar": "COUNT", "help": "recompute so many users and items from the log, too"},
+    ),
     ("--as-of-ms", {"type": int, "help": "event time in milliseconds UTC; now if absent"}),
 )
 
@@ -36,11 +42,12 @@ def parity(settings: Settings, arguments: argparse.Namespace) -> dict[str, Any]:
     question = Question(arguments.as_of_ms or _now_ms(), arguments.sample, arguments.tolerance, sources)
     with Progress(console=Console(stderr=True), disable=arguments.json or not sys.stderr.isatty(), transient=True) as progress:
         task = progress.add_task("keys", total=None)
-        said = asyncio.run(_parity(settings, arguments, question, lambda more: progress.update(task, advance=more)))
+        said = asyncio.run(_parity(settings, arguments, question, log, lambda more: progress.update(task, advance=more)))
     file = reports.save(settings.state_dir / "parity", said)
     return {
         **{name: said[name] for name in ("first", "second", "passed", "as_of_ms", "entities")},
         "features_off": [line["name"] for line in said["features"] if line["mismatch"] + line["missing"] + line["extra"]],
+        "off_against_log": [line["name"] for line in said["against_log"] if line["mismatch"] + line["missing"] + line["extra"]],
         "seconds": round(time.monotonic() - started_s, 1),
         "report": str(file),
         "page": str(file.with_suffix(".html")),
@@ -48,14 +55,18 @@ def parity(settings: Settings, arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-async def _parity(settings: Settings, arguments: argparse.Namespace, question: Question, shown: Any) -> reports.Report:  # noqa: ANN401
+async def _parity(
+    settings: Settings, arguments: argparse.Namespace, question: Question, log: KafkaLog, shown: Callable[[int], None]
+) -> reports.Report:
     store = RedisStore(settings.store_url, settings.features, tls=settings.store_tls)
     try:
         first, second = await _sides(store, arguments.first, arguments.second)
         found = await compare(store, first, second, question, shown)
+        drawn = await logged.draw(store, second, question, arguments.against_log) if arguments.against_log else []
     finally:
         await store.close()
-    return reports.report(first, second, question, _now_ms(), found)
+    against_log = logged.against(log, drawn, question, settings.repeat_offsets) if drawn else []
+    return reports.report(first, second, question, _now_ms(), found, against_log)
 
 
 async def _sides(store: OnlineStore, *names: str) -> list[Side]:

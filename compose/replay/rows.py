@@ -13,7 +13,6 @@ from compose.settings import Settings
 from replay.history import events_of, read_history
 from replay.log import KafkaLog
 from replay.served.labels import ATTRIBUTION_MS, LONG_VIEW_MS, Labels
-from replay.served.training import Made, groups, write
 from replay.served.vectors import Recomputed
 
 ARGUMENTS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -28,6 +27,8 @@ ARGUMENTS: tuple[tuple[str, dict[str, Any]], ...] = (
 
 def rows(settings: Settings, arguments: argparse.Namespace) -> dict[str, Any]:
     """Write a row for each served item that somebody saw."""
+    from replay.served.training import Made, groups, write  # noqa: PLC0415  # pyarrow is 40 MB: other verbs do without
+
     started_s = time.monotonic()
     log = KafkaLog(settings.kafka_bootstrap, settings.topic_prefix, settings.kafka_security)
     made = Made(

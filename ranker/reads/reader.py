@@ -94,7 +94,7 @@ class Reader:
         self._near = Near()
         self._applied = self._applied_before = NOTHING_APPLIED
         self._breaker = Breaker()
-        self._backfill = None if snapshot is None else Backfill(snapshot, budgets.backfill_ms)
+        self._backfill = None if snapshot is None else Backfill(snapshot, registry, budgets.backfill_ms)
         self._unknown = self.columns(read(self._layouts[ITEM], [None], 0), np.zeros(1, np.int64))
         self._nobody = registry.columns(USER, read(self._layouts[USER], [None], 0), 0)[0]
 
@@ -114,10 +114,12 @@ class Reader:
         self._applied = self._applied_before = NOTHING_APPLIED
 
     async def look(self, generation: Generation) -> None:
-        """See what the store has applied, once a second. Raises StoreError.
+        """See once a second what the store has applied, and whether there is a newer snapshot. Raises StoreError.
 
         What is near was read up to NEAR_MS ago, so only what was applied at the look before this one is in all that is read from now on.
         """
+        if self._backfill:
+            await self._backfill.refresh()
         found = encode.offsets(await self._store.applied(generation))
         self._applied_before, self._applied = self._applied, found
 

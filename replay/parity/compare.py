@@ -86,7 +86,7 @@ class Comparison:
     async def _blocks(self, side: Reader, shown: Shown) -> AsyncIterator[tuple[list[bytes], Hashes]]:
         """The sampled keys of a generation with their entities' hashes, some at a time."""
         keys: list[bytes] = []
-        async for key in side.keys():
+        async for key in side.everybody():
             keys.append(key)
             if len(keys) == BLOCK_COUNT:
                 yield self._sampled(keys)

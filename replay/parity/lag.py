@@ -53,7 +53,7 @@ async def look_again(first: Reader, second: Reader, keys: Sequence[bytes], sourc
     settled &= await _reached(first, sources, shards, await second.guards(sources, shards_there))
     after = await first.read(keys)
     apart = differences(after.values, found.values)
-    apart[_explained(first, second, before, found, after)] = 0.0
+    apart[explained(first, second, before, found, after)] = 0.0
     return Look(
         after,
         found,
@@ -69,26 +69,27 @@ async def _reached(side: Reader, sources: Sequence[Source], shards: Ints, wanted
     loop = asyncio.get_running_loop()
     until_s = loop.time() + PATIENCE_S
     while True:
-        reached: Bools = (await side.guards(sources, shards) >= wanted).all(axis=0)
+        reached: Bools = np.all(await side.guards(sources, shards) >= wanted, axis=0)
         if reached.all() or loop.time() > until_s:
             return reached
         await asyncio.sleep(POLL_S)
 
 
-def _explained(first: Reader, second: Reader, before: Said, found: Said, after: Said) -> Bools:
+def explained(first: Reader, second: Reader, before: Said, found: Said, after: Said) -> Bools:
     """Which features of whom lie between what the first said before and after, bool [n, features]."""
-    explained = _between(before.values, found.values, after.values)
+    found_so = _between(before.values, found.values, after.values)
     consents = [said.tiles.is_personalized for said in (before, found, after)]
     has_consent = (consents[1] == consents[0]) | (consents[1] == consents[2])
     for place, (ours, theirs) in enumerate(zip(first.features, second.features, strict=True)):
         if ours.window and theirs.window and ours == theirs:
             counts = (first.counts(before, ours.window), second.counts(found, theirs.window), first.counts(after, ours.window))
-            explained[:, place] |= _between(*counts).all(axis=1) & has_consent
-    return explained
+            found_so[:, place] |= _between(*counts).all(axis=1) & has_consent
+    return found_so
 
 
 def _between(low: Floats | Ints, found: Floats | Ints, high: Floats | Ints) -> Bools:
     """Where a value is as before, as after, or between them; anything, where there was nothing before, or after."""
     within: Bools = (np.minimum(low, high) <= found) & (found <= np.maximum(low, high))
     nothing = np.isnan(low), np.isnan(high)
-    return within | (nothing[0] != nothing[1]) | (nothing[0] & nothing[1] & np.isnan(found))
+    found_so: Bools = within | (nothing[0] != nothing[1]) | (nothing[0] & nothing[1] & np.isnan(found))
+    return found_so

@@ -23,6 +23,8 @@ FEATURES = (
     "the two registries define differently is shown in grey and does not count."
 )
 
+LOGGED = "Recomputed from the events of each entity, which share nothing with how records are made. The log's value is the first."
+
 
 def page(said: dict[str, Any]) -> str:
     """The page. said: as replay/parity/report.py makes it."""
@@ -32,10 +34,9 @@ def page(said: dict[str, Any]) -> str:
     parts = [
         f"<h1>{escape(title)}: {verdict}</h1><p class='quiet'>{facts}tolerance {said['tolerance']:g}.</p>",
         *_section("Entities", ENTITIES, said["entities"]),
-        *_section(
-            "Features", FEATURES, [_without(line, "worst", "same_definition") for line in said["features"]], _classes(said["features"])
-        ),
-        *_section("Furthest off", "", [{"feature": line["name"], **worst} for line in said["features"] for worst in line["worst"]]),
+        *_section("Features", FEATURES, list(map(_counts, said["features"])), _classes(said["features"])),
+        *_section("A sample of the second against the log", LOGGED, list(map(_counts, said["against_log"])), _classes(said["against_log"])),
+        *_section("Furthest off", "", _worst(said)),
         *(
             f"<h2>Only in {said[side]}</h2><p>{', '.join(map(escape, said[f'only_in_{side}'])) or 'nothing'}</p>"
             for side in ("first", "second")
@@ -70,8 +71,12 @@ def _cell(value: object) -> str:
     return f"<td>{escape(shown)}</td>"
 
 
-def _without(line: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: value for name, value in line.items() if name not in names}
+def _counts(line: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in line.items() if name not in {"worst", "same_definition"}}
+
+
+def _worst(said: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"feature": line["name"], **worst} for part in ("features", "against_log") for line in said[part] for worst in line["worst"]]
 
 
 def _moment(ms: int) -> str:

@@ -9,25 +9,29 @@ from typing import Any
 from replay.parity.compare import Comparison, Question
 from replay.parity.page import page
 from replay.parity.side import Side
+from replay.parity.tally import Tally
 from schemas.errors import SettingsError
 
 Report = dict[str, Any]
 
 
-def report(first: Side, second: Side, question: Question, made_at_ms: int, found: Sequence[Comparison]) -> Report:
-    """What was found, ready for JSON. made_at_ms: when the comparison ended."""
+def report(
+    first: Side, second: Side, question: Question, made_at_ms: int, found: Sequence[Comparison], logged: Sequence[Tally] = ()
+) -> Report:
+    """What was found, ready for JSON. made_at_ms: when the comparison ended. logged: what a sample of the second was against the log."""
     shared = {one.first.name for comparison in found for one in comparison.tally.shared}
     only = [sorted({feature.name for feature in side.registry.features} - shared) for side in (first, second)]
     return {
         "first": first.generation.name,
         "second": second.generation.name,
-        "passed": all(comparison.is_within for comparison in found),
+        "passed": all(one.is_within for one in (*found, *logged)),
         "as_of_ms": question.as_of_ms,
         "made_at_ms": made_at_ms,
         "tolerance": question.tolerance,
         "sample": question.sample,
         "entities": [asdict(comparison.entities) for comparison in found],
         "features": [line for comparison in found for line in comparison.tally.lines()],
+        "against_log": [line for tally in logged for line in tally.lines()],
         "only_in_first": only[0],
         "only_in_second": only[1],
     }

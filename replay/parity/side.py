@@ -54,7 +54,7 @@ class Reader:
         """Of its records."""
         return layouts(self.side.registry)[self.kind]
 
-    def keys(self) -> AsyncIterator[bytes]:
+    def everybody(self) -> AsyncIterator[bytes]:
         """The keys of its records, each once."""
         return self.store.records(self.side.generation, self.kind)
 
@@ -76,8 +76,11 @@ class Reader:
         raws: list[bytes | None] = []
         for at in range(0, len(keys), READ_COUNT):
             raws += await self.store.read(keys[at : at + READ_COUNT])
-        tiles = read(self.layout, raws, self.as_of_ms)
         present = np.fromiter((raw is not None for raw in raws), np.bool_, len(raws))
+        return self.said(raws, read(self.layout, raws, self.as_of_ms), present)
+
+    def said(self, raws: list[bytes | None], tiles: Tiles, present: NDArray[np.bool_]) -> Said:
+        """What tiles say, of those who are present."""
         values = vectors(self.side.registry, self.features, tiles, self.as_of_ms)
         values[~present] = np.nan
         return Said(raws, tiles, values, present)

@@ -3,7 +3,6 @@
 Held as columns of numbers, some 30 bytes an event, so that a month of events fits where its strings would not.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -11,8 +10,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from replay.past import names_of
 from schemas.columnar.bodies import NONE
-from schemas.columnar.events import RECORDS, Events, pack
+from schemas.columnar.events import RECORDS, Events
 from schemas.columnar.repeats import IDENTITY, named
 from schemas.records import Click, Impression
 from schemas.windows import DAY_MS
@@ -40,6 +40,10 @@ class Outcome(NamedTuple):
         found: NDArray[np.bool_] = self.dwell_ms >= LONG_VIEW_MS
         return found
 
+    def where(self, wanted: NDArray[np.bool_]) -> "Outcome":
+        """Of some of them. wanted: bool [n]."""
+        return Outcome(self.shown[wanted], self.clicked[wanted], self.dwell_ms[wanted])
+
 
 @dataclass
 class Labels:
@@ -57,7 +61,7 @@ class Labels:
         dwell_ms = events.number("dwell_ms")
         clicked = events.record == RECORDS.index(Click.__name__)
         acts = (names, events.number("ts_ms"), np.where(dwell_ms == NONE, 0, dwell_ms), clicked)
-        self._acts.append(tuple(column[~shown] for column in acts))  # type: ignore[arg-type]  # four columns, four columns
+        self._acts.append(tuple(column[~shown] for column in acts))
 
     def sort(self) -> None:
         """Make ready to be asked, once all is added."""
@@ -65,7 +69,7 @@ class Labels:
         nothing = (np.zeros(0, np.uint64), np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.bool_))
         columns = [np.concatenate(parts) for parts in zip(*self._acts, nothing, strict=True)]
         order = np.argsort(columns[0], kind="stable")
-        self._acts = [tuple(column[order] for column in columns)]  # type: ignore[list-item]  # as above
+        self._acts = [tuple(column[order] for column in columns)]  # type: ignore[list-item]  # four columns, four columns
 
     def of(self, table: pl.DataFrame) -> Outcome:
         """What came of served items. table: tenant, request_id, item_id and ts_ms, their request's moment."""
@@ -89,11 +93,3 @@ class Labels:
 def _names(table: pl.DataFrame) -> Hashes:
     """Which outcome each served item waits for, uint64 [n]."""
     return names_of(*(table[name].to_list() for name in IDENTITY))
-
-
-def names_of(*columns: Sequence[str | None]) -> Hashes:
-    """What these words name together, row by row, as schemas.columnar.repeats.named says of events: uint64 [n]."""
-    packed = [pack(column) for column in columns]
-    starts = np.cumsum([0, *(len(text) for text, _ in packed)])
-    words = np.stack([spans + np.array([start, 0]) for (_, spans), start in zip(packed, starts, strict=False)])
-    return named(np.frombuffer(b"".join(text for text, _ in packed), np.uint8), words)

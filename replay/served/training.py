@@ -98,5 +98,5 @@ def groups(
         kept = outcome.shown if recomputed else outcome.shown & found.scored
         served = found.where(kept)
         vectors = recomputed.vectors(served) if recomputed else served.vectors
-        yield Group(served, Outcome(*(column[kept] for column in outcome)), vectors)
+        yield Group(served, outcome.where(kept), vectors)
         shown(len(found))

@@ -19,10 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from replay import past
 from replay.log import EventLog
-from replay.served import past
-from replay.served.labels import names_of
-from replay.served.past import Past
+from replay.past import Past, names_of
 from replay.served.telemetry import decoded
 from schemas.aggregates import ITEM, USER
 from schemas.columnar.repeats import REPEAT_OFFSETS
@@ -134,7 +133,7 @@ def _judge(registry: Registry, known: Past, told: Told, entity_id: str, vector: 
         matched = tried[tried.sum(axis=1).argmax()]
     for column, place in enumerate(places):
         verdict = "equal" if equal[column] and matched[column] else "lag" if matched[column] else "skew" if is_whole else "undecided"
-        example = {"request_id": found.request_id, "tenant": found.tenant, "id": entity_id}
+        example: dict[str, Any] = {"request_id": found.request_id, "tenant": found.tenant, "id": entity_id}
         example |= {"logged": _number(logged[column]), "recomputed": _number(here[0, column])}
         verdicts.add(registry.feature_names[place], verdict, example)
 

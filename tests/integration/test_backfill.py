@@ -1,4 +1,4 @@
-"""What was deleted from a real store is ranked from the file that `millstream snapshot` made."""
+"""What was deleted from a real store is ranked from the file that `millstream replay backfill-snapshot` made."""
 
 import asyncio
 import itertools
@@ -51,7 +51,7 @@ async def _fill(url: str) -> None:
 
 def snapshot(url: str, file: Path) -> int:
     """The verb's exit code."""
-    return cli.main(["snapshot", "--json", "--store-url", url, "--snapshot-file", str(file)])
+    return cli.main(["replay", "backfill-snapshot", "--json", "--store-url", url, "--snapshot-file", str(file)])
 
 
 def evict(url: str) -> None:
@@ -102,6 +102,6 @@ def test_the_verb_tells_what_it_wrote(store_url: str, tmp_path: Path, capsys: py
 
 def test_the_verb_wants_a_file(store_url: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Nobody guesses where it should go."""
-    code = cli.main(["snapshot", "--store-url", store_url])
+    code = cli.main(["replay", "backfill-snapshot", "--store-url", store_url])
 
     assert (code, "snapshot_file is not set" in capsys.readouterr().err) == (2, True)

@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,17 @@ from numpy.typing import NDArray
 from online_store.ingest import Ingest
 from online_store.keys import Generation, Pointer
 from online_store.memory import MemoryStore
+from replay.log import FileLog
 from replay.parity import lag
 from replay.parity.compare import Question, compare
+from replay.parity.logged import against, draw
 from replay.parity.report import report, save
 from replay.parity.side import Side
+from replay.parity.tally import Tally
+from schemas.columnar.repeats import REPEAT_OFFSETS
 from schemas.features import REGISTRY, Registry, ctr, impressions
 from schemas.records import Consent
-from schemas.topics import Source, StoredRecord
+from schemas.topics import Batch, Source, StoredRecord, Topic
 from schemas.windows import DAY_MS, HOUR_MS, Window
 from tests.worlds import NOW_MS, Log, batch, click, content, impression, user
 
@@ -70,9 +74,9 @@ async def play(store: MemoryStore, number: int, log: Log, registry: Registry = R
 
 async def found(store: MemoryStore, log: Log, **asked: Any) -> dict[str, Any]:  # noqa: ANN401  # fields of Question
     """The report on both generations."""
-    sides = [Side(generation, registry) for generation, registry in (await store.generations()).items()]
+    first, second = (Side(generation, registry) for generation, registry in (await store.generations()).items())
     question = Question(**{"as_of_ms": NOW_MS + 1, "sources": log.sources, **asked})
-    return report(*sides, question, NOW_MS, await compare(store, *sides, question, lambda _: None))
+    return report(first, second, question, NOW_MS, await compare(store, first, second, question, lambda _: None))
 
 
 async def compared(first: Log, second: Log, ours: Registry = REGISTRY, theirs: Registry = REGISTRY, **asked: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -241,6 +245,53 @@ async def test_a_record_that_can_have_expired_is_not_missed() -> None:
     said = await compared(without(log, lambda record: record.key != b"u9"), log)
 
     assert (said["passed"], entities(said, "expired"), entities(said, "extra")) == (True, {"user": 1}, {})
+
+
+async def against_log(store: MemoryStore, log: Log, told: Log) -> list[Tally]:
+    """What the second generation is against a log. log: which sources there are."""
+    second = [Side(generation, registry) for generation, registry in (await store.generations()).items()][-1]
+    question = Question(NOW_MS + 1, sources=log.sources)
+    return against(Told(told), await draw(store, second, question, 100), question, REPEAT_OFFSETS)
+
+
+class Told(FileLog):
+    """What a test's log says, as an EventLog."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+
+    def read(self, topic: Topic, starts: Any = None, batch_rows_max: int = 0) -> Iterator[Batch]:  # noqa: ANN401, ARG002  # as EventLog.read
+        """As EventLog.read."""
+        return (batch(held, 0) for source, held in self._log.partitions.items() if source.topic == topic.name and held)
+
+
+async def test_a_generation_is_what_the_log_says() -> None:
+    """Recomputed event by event, of users and items, tombstones and profiles."""
+    log = history()
+    log.forget("content", b"i1", NOW_MS - 3 * HOUR_MS)
+    log.add(content("i1", NOW_MS - 2 * HOUR_MS, quality_score=0.7))
+    store = MemoryStore(REGISTRY)
+    await play(store, SECOND, log)
+    found = await against_log(store, log, log)
+
+    assert ([tally.is_within for tally in found], [int(tally.compared.max()) for tally in found]) == ([True, True], [3, 2])
+
+
+async def test_a_generation_that_is_not_what_the_log_says_is_told() -> None:
+    """Though the other generation may have the same fault."""
+    store = MemoryStore(REGISTRY)
+    await play(store, SECOND, without(history(), lambda record: record.topic != "clicks"))
+    users, items = await against_log(store, history(), history())
+
+    assert {line["name"] for tally in (users, items) for line in tally.lines() if line["mismatch"]} >= {"user_ctr_7d", "ctr_7d"}
+
+
+async def test_what_the_log_has_behind_the_guards_is_not_expected() -> None:
+    """The generation has not got there."""
+    store = MemoryStore(REGISTRY)
+    await play(store, SECOND, history())
+
+    assert all(tally.is_within for tally in await against_log(store, history(), grown(history(), 3)))
 
 
 async def test_a_report_is_written_with_its_page(tmp_path: Path) -> None:

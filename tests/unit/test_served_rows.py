@@ -86,14 +86,15 @@ def test_an_act_counts_inside_the_window(tmp_path: Path, after_ms: int, clicked:
 @pytest.mark.parametrize("whose", [{"request_id": "r2"}, {"item_id": "b"}, {"tenant": "t"}])
 def test_an_act_counts_for_its_request_item_and_tenant_alone(tmp_path: Path, whose: dict[str, str]) -> None:
     """Not for another one's."""
-    found = rows_of(tmp_path, served("a"), impression(item_id="a"), click(**{"item_id": "a", "ts_ms": NOW_MS + 1, **whose}))
+    act = msgspec.structs.replace(click(item_id="a", ts_ms=NOW_MS + 1), **whose)
+    found = rows_of(tmp_path, served("a"), impression(item_id="a"), act)
 
     assert found["clicked"].to_list() == [False]
 
 
 def test_dwell_of_all_visits_is_added(tmp_path: Path) -> None:
     """What the click said, and each return to the item; a repeat of its producer adds nothing."""
-    acts = [click(item_id="a", ts_ms=NOW_MS + 1, dwell_ms=100), dwell(item_id="a", ts_ms=NOW_MS + 2, dwell_ms=20)]
+    acts: list[Record] = [click(item_id="a", ts_ms=NOW_MS + 1, dwell_ms=100), dwell(item_id="a", ts_ms=NOW_MS + 2, dwell_ms=20)]
     found = rows_of(tmp_path, served("a"), *acts, *acts)
 
     assert found["dwell_ms"].to_list() == [120]
@@ -125,8 +126,8 @@ def test_what_is_no_telemetry_is_passed_over(tmp_path: Path) -> None:
 
 def test_recomputed_is_what_the_log_said_before_the_request(tmp_path: Path) -> None:
     """Of its item and its user: not what came at that moment or later, its own impression neither."""
-    past = [content("a", NOW_MS - 9, quality_score=0.5), impression("u1", "a", NOW_MS - 8, request_id="r0")]
-    now = [impression("u1", "a", NOW_MS), content("a", NOW_MS, quality_score=0.9), click("u1", "a", NOW_MS + 1)]
+    past: list[Record] = [content("a", NOW_MS - 9, quality_score=0.5), impression("u1", "a", NOW_MS - 8, request_id="r0")]
+    now: list[Record] = [impression("u1", "a", NOW_MS), content("a", NOW_MS, quality_score=0.9), click("u1", "a", NOW_MS + 1)]
     found = rows_of(tmp_path, *past, served("a"), *now, recompute=True)
 
     assert found.select("feature_quality", "feature_impressions_7d", "feature_user_impressions_7d", "clicked").rows() == [(0.5, 1, 1, True)]

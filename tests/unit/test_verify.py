@@ -22,14 +22,14 @@ from tests.rankers import Model, answer, on, telemetry, trained
 from tests.worlds import NOW_MS, click, content, dwell, impression, topic_of, user
 
 ASKED_MS = NOW_MS + 60_000
-PAST = (
+PAST: tuple[Record, ...] = (
     *(content(f"i{number}", NOW_MS, quality_score=number * 2.5) for number in range(4)),
     user("u1", NOW_MS),
     *(impression("u1", f"i{number % 4}", NOW_MS + number, request_id=f"r{number}") for number in range(9)),
     click("u1", "i2", NOW_MS + 20, dwell_ms=4_000),
     dwell("u1", "i2", NOW_MS + 30),
 )
-MORE = (
+MORE: tuple[Record, ...] = (
     impression("u1", "i1", NOW_MS + 40, request_id="more"),
     click("u1", "i1", NOW_MS + 50, request_id="more", dwell_ms=70_000),
     content("i1", NOW_MS + 60, quality_score=9.0),

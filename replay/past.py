@@ -1,6 +1,6 @@
 """What records say once a store has applied each source up to some offset: by nested loops over an entity's own events, no record is made.
 
-For few entities: those of a sample of requests.
+For few entities: those of a sample.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -14,9 +14,9 @@ from online_store.deltas import entity_of_profile, kind_of_profiles
 from online_store.record import FORMS, pack_field
 from replay.history import events_of, profiles_of
 from replay.log import EventLog
-from replay.served.labels import names_of
 from schemas.aggregates import COUNTERS, ENTITY_ID, Tiles
 from schemas.columnar import table
+from schemas.columnar.events import pack
 from schemas.columnar.repeats import REPEAT_OFFSETS, named
 from schemas.columns import Profile
 from schemas.features import Registry
@@ -37,7 +37,10 @@ class Happened(NamedTuple):
     added: Ints
 
 
-NOTHING = Happened(*(np.zeros(0, np.int64) for _ in range(4)), np.zeros((0, len(COUNTERS)), np.int64))
+#: What is known of an event besides what it adds.
+HAPPENED = ("source", "offset", "timestamp", "ts_ms")
+NO_NUMBERS = np.zeros(0, np.int64)
+NOTHING = Happened(NO_NUMBERS, NO_NUMBERS, NO_NUMBERS, NO_NUMBERS, np.zeros((0, len(COUNTERS)), np.int64))
 
 
 class Written(NamedTuple):
@@ -58,7 +61,7 @@ class Past:
         self.kind = kind
         self.sources = list(sources)
         self._registry = registry
-        parts = events.rename({ENTITY_ID[kind]: "id"}).partition_by("tenant", "id", as_dict=True)
+        parts = events.partition_by("tenant", "id", as_dict=True)
         self._happened = {name: _happened(part) for name, part in parts.items()}
         self._written: dict[Name, list[Written]] = {}
         for profile in profiles:
@@ -116,24 +119,34 @@ def read(
 ) -> dict[str, Past]:
     """The past of some entities, by kind. wanted: their names by kind."""
     hashes = {kind: np.unique(names_of(*zip(*names, strict=True))) for kind, names in wanted.items() if names}
-    taken = {kind: [_added(pl.DataFrame(schema=table.EVENT_COLUMNS), 0)] for kind in wanted}
+    taken = {kind: [_added(pl.DataFrame(schema=table.EVENT_COLUMNS), kind, 0)] for kind in wanted}
     sources: dict[Source, int] = {}
     for batch, events in events_of(log, repeat_offsets):
         place = sources.setdefault(batch.source, len(sources))
         for kind, names in hashes.items():
             words = np.stack([events.word("tenant"), events.word(ENTITY_ID[kind])])
-            taken[kind].append(_added(table.event_table(events.where(np.isin(named(events.text, words), names))), place))
+            here = events.where(np.isin(named(events.text, words), names))
+            taken[kind].append(_added(table.event_table(here), kind, place))
     profiles = profiles_of(log)
     for record, _ in profiles:
         sources.setdefault(Source(record.topic, record.partition), len(sources))
     return {kind: Past(registry, kind, list(sources), pl.concat(parts), profiles) for kind, parts in taken.items()}
 
 
-def _added(events: pl.DataFrame, source: int) -> pl.DataFrame:
-    """What events add, with the log's own time and where they stood."""
-    return table.updates(events).with_columns(events["timestamp"], pl.lit(source, pl.Int64).alias("source"))
+def _added(events: pl.DataFrame, kind: str, source: int) -> pl.DataFrame:
+    """What events add to entities of a kind, with the log's own time and where they stood."""
+    said = table.updates(events).with_columns(events["timestamp"], pl.lit(source, pl.Int64).alias("source"))
+    return said.rename({ENTITY_ID[kind]: "id"}).drop_nulls("id").select("tenant", "id", *HAPPENED, *COUNTERS)
 
 
 def _happened(events: pl.DataFrame) -> Happened:
-    numbers = (events[name].to_numpy() for name in ("source", "offset", "timestamp", "ts_ms"))
-    return Happened(*numbers, events.select(COUNTERS).to_numpy())
+    source, offset, timestamp, ts_ms = (events[name].to_numpy() for name in HAPPENED)
+    return Happened(source, offset, timestamp, ts_ms, events.select(COUNTERS).to_numpy())
+
+
+def names_of(*columns: Sequence[str | None]) -> NDArray[np.uint64]:
+    """What these words name together, row by row, as schemas.columnar.repeats.named says of events: uint64 [n]."""
+    packed = [pack(column) for column in columns]
+    starts = np.cumsum([0, *(len(text) for text, _ in packed)])
+    words = np.stack([spans + np.array([start, 0]) for (_, spans), start in zip(packed, starts, strict=False)])
+    return named(np.frombuffer(b"".join(text for text, _ in packed), np.uint8), words)
