@@ -24,7 +24,7 @@ def report(
     return {
         "first": first.generation.name,
         "second": second.generation.name,
-        "passed": all(one.is_within for one in (*found, *logged)),
+        "passed": all(one.is_within for one in found) and all(tally.is_within for tally in logged),
         "as_of_ms": question.as_of_ms,
         "made_at_ms": made_at_ms,
         "tolerance": question.tolerance,

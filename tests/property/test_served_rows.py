@@ -1,5 +1,7 @@
 """Whatever the times in a log, a recomputed vector knows nothing of what came at its request's moment or later."""
 
+from typing import Any
+
 import numpy as np
 import polars as pl
 from hypothesis import given
@@ -13,11 +15,14 @@ from schemas.columnar.table import EVENT_COLUMNS
 from schemas.records import Impression, RankTelemetry, ServedItem
 from tests.property.test_rows import REGISTRY, Log, contexts, logs, time_of, times_ms, whose
 
+#: What requests carried, by tenant and request_id.
+Carried = dict[tuple[str, str], dict[str, str]]
+
 
 def told(request_id: str, user_id: str, tenant: str, ts_ms: int) -> RankTelemetry:
     """A request for both items."""
     items = [ServedItem(item_id=item_id, position=place, score=0.0, vector=b"") for place, item_id in enumerate(("i1", "i2"))]
-    named = {"model_version": "m1", "feature_version": "f1", "generation": "g1", "degraded": "NONE", "arm": "default"}
+    named: dict[str, Any] = {"model_version": "m1", "feature_version": "f1", "generation": "g1", "degraded": "NONE", "arm": "default"}
     return RankTelemetry(request_id=request_id, user_id=user_id, items=items, ts_ms=ts_ms, tenant=tenant, **named)
 
 
@@ -30,11 +35,12 @@ def before(log: Log, ts_ms: int) -> Log:
     return Log(**kept)
 
 
-def vectors(log: Log, request: RankTelemetry, carried: dict[tuple[str, str], dict[str, str]]) -> list[list[float]]:
+def vectors(log: Log, request: RankTelemetry, carried: Carried) -> list[list[float]]:
     """What is recomputed for one request."""
     events = log.frame() if log.shown or log.acts else pl.DataFrame(schema=EVENT_COLUMNS)
     past = LogHistory(events, log.profiles(), carried)
-    return np.nan_to_num(Recomputed(REGISTRY, past).vectors(served([request], REGISTRY)), nan=-1.0).tolist()
+    found: list[list[float]] = np.nan_to_num(Recomputed(REGISTRY, past).vectors(served([request], REGISTRY)), nan=-1.0).tolist()
+    return found
 
 
 @given(logs, requests, contexts)

@@ -79,7 +79,7 @@ async def found(store: MemoryStore, log: Log, **asked: Any) -> dict[str, Any]:  
     return report(first, second, question, NOW_MS, await compare(store, first, second, question, lambda _: None))
 
 
-async def compared(first: Log, second: Log, ours: Registry = REGISTRY, theirs: Registry = REGISTRY, **asked: Any) -> dict[str, Any]:  # noqa: ANN401
+async def compared(first: Log, second: Log, ours: Registry = REGISTRY, theirs: Registry = REGISTRY, **asked: Any) -> dict[str, Any]:  # noqa: ANN401  # fields of Question
     """The report on generations of two logs."""
     store = MemoryStore(REGISTRY)
     await play(store, FIRST, first, ours)
