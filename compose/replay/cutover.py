@@ -154,9 +154,7 @@ async def _lag_faults(settings: Settings, store: OnlineStore, generation: Genera
     if lag <= lag_max:
         return []
     advice = "Wait until `millstream replay rebuild` has caught up, or say --lag-max."
-    return [
-        f"{generation.name} lacks {lag} events that are in Kafka, at most {lag_max} are tolerated: features would go back in time. {advice}"
-    ]
+    return [f"{generation.name} lacks {lag} events that are in Kafka, at most {lag_max} are tolerated: features would go back. {advice}"]
 
 
 def _newest(settings: Settings, feature_version: str) -> str:
