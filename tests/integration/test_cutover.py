@@ -1,6 +1,7 @@
 """A switch between two generations under traffic: no request fails or falls back, and both generations are what the oracle says."""
 
 import asyncio
+import itertools
 import json
 import threading
 import time
@@ -9,11 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from types import SimpleNamespace
+from typing import Any, NamedTuple, Self, cast
 
 import pytest
 
 from compose import cli, topics
+from compose.replay.cutover import lags
 from online_store.ingest import Ingest
 from online_store.keys import Generation
 from online_store.redis import RedisStore
@@ -126,6 +129,13 @@ class World(NamedTuple):
             await ingest.settle(source)
         await store.close()
 
+    async def lag(self, generation: Generation) -> int:
+        """How many events a generation lacks."""
+        store = self.store()
+        found = await lags(cast("Any", SimpleNamespace(kafka_security={}, **self.settings)), store, [generation])
+        await store.close()
+        return found[generation]
+
     async def fill_the_other(self) -> None:
         """Keep up to date what is not current."""
         store = self.store()
@@ -180,7 +190,8 @@ def world(kafka_bootstrap: str, topic_prefix: str, models: Path, tmp_path: Path)
         ingest = IngestSettings(kafka_bootstrap, f"{topic_prefix}-ingest", topic_prefix)
         workers = [stack.enter_context(ingest_worker(tmp_path, ingest, url)) for _ in range(2)]
         wait_until(lambda: all(worker.said("ingest is up") for worker in workers))
-        serve = stack.enter_context(command(tmp_path, "serve", **settings))
+        # Wide: on a busy machine a read may take longer than the budget of one, and what falls back here must be a fault of the switch.
+        serve = stack.enter_context(command(tmp_path, "serve", **settings, budgets_ms="total=8000,store=4000"))
         found = World(settings, workers, serve)
         wait_until(lambda: serve.said("serve is up"))
         found.feed(2_000, seed=0)
@@ -199,11 +210,12 @@ def made_by(answer: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def test_a_cutover_and_a_rollback_under_traffic_are_not_felt(world: World) -> None:
-    """Every answer is a full one and names what it was made with; every record of both generations is right, every dead letter there once."""
+    """Each answer is a full one and names what it was made with; every record of both generations is right, each dead letter once."""
     answers: list[dict[str, Any]] = []
     seeds = iter(range(1, 1_000_000))
     asyncio.run(world.fill(SECOND))
-    wait_until(lambda: world.rank(-len(answers) - 1)["degraded"] == "NONE")
+    early = itertools.count()
+    wait_until(lambda: world.rank(-next(early))["degraded"] == "NONE")
     with ExitStack() as stack:
         stack.enter_context(Beside(lambda: world.feed(100, next(seeds)), 0.05))
         stack.enter_context(Beside(lambda: asyncio.run(world.fill_the_other()), 0.1))
@@ -220,17 +232,12 @@ def test_a_cutover_and_a_rollback_under_traffic_are_not_felt(world: World) -> No
         wait_until(lambda: all(worker.said("generation g1 is current") for worker in world.ingest))
         seen = len(answers)
         wait_until(lambda: len(answers) > seen + 100)
-    wait_until(lambda: world.replay("cutover", "g2", "--lag-max=0") == 1)
-    asyncio.run(world.fill(FIRST))
     asyncio.run(world.fill(SECOND))
-    bad = sum(
-        not record.value.startswith(b"\xc3\x01")
-        for record in log_records(world.settings["kafka_bootstrap"], world.settings["topic_prefix"] + IMPRESSIONS.name)
-        if record.value
-    )
+    wait_until(lambda: asyncio.run(world.lag(FIRST)) == 0)
 
     letters = world.letters()
-    assert (codes, {answer["degraded"] for answer in answers}) == ([0, 0], {"NONE"})
+    fallen = [(number, answer) for number, answer in enumerate(answers) if answer["degraded"] != "NONE"]
+    assert (codes, fallen) == ([0, 0], [])
     assert [made for made, _ in groupby(map(made_by, answers))] == [BY_FIRST, BY_SECOND, BY_FIRST]
     assert [asyncio.run(world.differences(generation)) for generation in (FIRST, SECOND)] == [[], []]
-    assert (len(letters), len(set(letters))) == (bad, bad)
+    assert (len(letters), len(set(letters))) == (next(seeds), len(letters))
