@@ -107,12 +107,13 @@ class Ingest:
             return False
         return await self.store.current() not in (None, self.generation)
 
-    async def switch(self) -> None:
-        """Take on the generation that is current now; `positions` of every source comes next. Nothing may be under way."""
+    async def switch(self) -> Generation:
+        """Take on the generation that is current now, and return it; `positions` of every source comes next. Nothing may be under way."""
         generation = await self.start()
         for reading in self._readings.values():
             # Below every guard: of the new ones nothing is known, and whoever keeps that generation up to date may pass us.
             reading.guards = np.full(generation.shards, -1)
+        return generation
 
     async def positions(self, sources: Sequence[Source]) -> dict[Source, int]:
         """Where to read each source from: the lowest guard of its shards, events a stretch before it; earlier if bad records are unsent.

@@ -79,12 +79,12 @@ class Worker:
         async with self._placing, AsyncExitStack() as held:
             for source in list(self._locks):
                 await held.enter_async_context(self._locks[source])
-            await _patiently(self.ingest.switch)
+            generation = await _patiently(self.ingest.switch)
             for source, offset in (await self._place(list(self._positions))).items():
                 if offset != self._positions[source]:
                     self._positions[source] = offset
                     self._rewind(source, offset, "generation")
-        log.info("generation %s is current: ingest has gone over to it", self.ingest.generation)
+        log.info("generation %s is current: ingest has gone over to it", generation.name)
 
     async def _finish(self, sources: Sequence[Source]) -> None:
         """Let batches under way end: of a source that stays here nothing has to be read again then."""
