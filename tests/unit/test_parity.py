@@ -7,13 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from online_store.ingest import Ingest
-from online_store.keys import Generation, Pointer
+from online_store.keys import Generation
 from online_store.memory import MemoryStore
 from replay.log import FileLog
 from replay.parity import lag
@@ -64,8 +63,7 @@ async def play(store: MemoryStore, number: int, log: Log, registry: Registry = R
     """Make a generation of a log."""
     generation = Generation(number, registry.fingerprint)
     await store.register(generation, registry)
-    await store.point(await store.pointer(), Pointer(*msgspec.structs.astuple(generation)))
-    ingest = Ingest(store.of(registry), registry)
+    ingest = Ingest(store.of(registry), registry, target=generation)
     await ingest.positions(log.sources)
     for source in log.sources:
         await ingest.apply(ingest.decode(batch(log.partitions[source], 0)))
