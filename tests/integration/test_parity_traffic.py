@@ -46,9 +46,10 @@ def grow(log: Log, random: random.Random, count: int) -> None:
 
 async def catch_up(log: Log, ingest: Ingest, rows_max: int) -> None:
     """Apply what there is."""
-    for source, position in (await ingest.positions(log.sources)).items():
-        while found := log.fetch(source, position, rows_max):
-            position = await ingest.apply(ingest.decode(found))
+    places = await ingest.positions(log.sources)
+    for source in log.sources:
+        while found := log.fetch(source, places[source], rows_max):
+            places[source] = await ingest.apply(ingest.decode(found))
         await ingest.settle(source)
 
 
