@@ -46,17 +46,21 @@ class Message(NamedTuple):
     headers: tuple[tuple[str, bytes], ...] = ()
 
 
-class EventLog(Protocol):
+class ReadableLog(Protocol):
     """Topics of records in order. Records of one key stay in the order they were appended in; others may not."""
-
-    def append(self, topic: Topic, messages: Iterable[Message]) -> None:
-        """Store messages; returns when all are. Raises LogError if not, some of them may be stored then."""
 
     def end_offsets(self, topic: Topic) -> dict[int, int]:
         """The offset that the next record of each partition will have. Raises LogError."""
 
     def read(self, topic: Topic, starts: Mapping[int, int] | None = None, batch_rows_max: int = BATCH_ROWS_MAX) -> Iterator[Batch]:
         """All records from `starts` (partition -> offset, else the first there is) to the end as it is now. Raises LogError."""
+
+
+class EventLog(ReadableLog, Protocol):
+    """One that can be written, too."""
+
+    def append(self, topic: Topic, messages: Iterable[Message]) -> None:
+        """Store messages; returns when all are. Raises LogError if not, some of them may be stored then."""
 
 
 class Publisher:
@@ -130,15 +134,13 @@ class KafkaLog:
 
     def __init__(self, bootstrap: str, topic_prefix: str = "", security: Mapping[str, str] | None = None) -> None:
         """bootstrap: host:port of the brokers. security: as Publisher's."""
-        self._bootstrap = bootstrap
-        self._prefix = topic_prefix
+        self._bootstrap, self._prefix = bootstrap, topic_prefix
         self._said: deque[KafkaError] = deque(maxlen=10)
         self._client: dict[str, Any] = {**QUIET, **(security or {}), "bootstrap.servers": bootstrap}
         self._admin = AdminClient(self._client | {"error_cb": self._said.append})
 
-    @cached_property
+    @cached_property  # opened by the first append: who only reads needs none
     def _publisher(self) -> Publisher:
-        """Opened by the first append: who only reads needs none."""
         return Publisher(self._bootstrap, self._prefix, self._client)
 
     def append(self, topic: Topic, messages: Iterable[Message]) -> None:
@@ -237,8 +239,7 @@ class FileLog:
 
     def __init__(self, folder: Path, partitions: int = 4) -> None:
         """folder: made when first written to."""
-        self._folder = folder
-        self._partitions = partitions
+        self._folder, self._partitions = folder, partitions
 
     def append(self, topic: Topic, messages: Iterable[Message]) -> None:
         """As EventLog says. A key's partition is the one that librdkafka would choose."""
