@@ -18,8 +18,7 @@ class FileLog:
 
     def __init__(self, folder: Path, partitions: int = 4) -> None:
         """folder: made when first written to."""
-        self._folder = folder
-        self._partitions = partitions
+        self._folder, self._partitions = folder, partitions
 
     def append(self, topic: Topic, messages: Iterable[Message]) -> None:
         """As EventLog says. A key's partition is the one that librdkafka would choose."""

@@ -42,11 +42,8 @@ class Message(NamedTuple):
     headers: tuple[tuple[str, bytes], ...] = ()
 
 
-class EventLog(Protocol):
+class ReadableLog(Protocol):
     """Topics of records in order. Records of one key stay in the order they were appended in; others may not."""
-
-    def append(self, topic: Topic, messages: Iterable[Message]) -> None:
-        """Store messages; returns when all are. Raises LogError if not, some of them may be stored then."""
 
     def end_offsets(self, topic: Topic) -> dict[int, int]:
         """The offset that the next record of each partition will have. Raises LogError."""
@@ -56,6 +53,13 @@ class EventLog(Protocol):
 
     def read(self, topic: Topic, starts: Mapping[int, int] | None = None, batch_rows_max: int = BATCH_ROWS_MAX) -> Iterator[Batch]:
         """All records from `starts` (partition -> offset, else the first there is) to the end as it is now. Raises LogError."""
+
+
+class EventLog(ReadableLog, Protocol):
+    """One that can be written, too."""
+
+    def append(self, topic: Topic, messages: Iterable[Message]) -> None:
+        """Store messages; returns when all are. Raises LogError if not, some of them may be stored then."""
 
 
 class Publisher:
@@ -129,15 +133,13 @@ class KafkaLog:
 
     def __init__(self, bootstrap: str, topic_prefix: str = "", security: Mapping[str, str] | None = None) -> None:
         """bootstrap: host:port of the brokers. security: as Publisher's."""
-        self._bootstrap = bootstrap
-        self._prefix = topic_prefix
+        self._bootstrap, self._prefix = bootstrap, topic_prefix
         self._said: deque[KafkaError] = deque(maxlen=10)
         self._client: dict[str, Any] = {**QUIET, **(security or {}), "bootstrap.servers": bootstrap}
         self._admin = AdminClient(self._client | {"error_cb": self._said.append})
 
-    @cached_property
+    @cached_property  # opened by the first append: who only reads needs none
     def _publisher(self) -> Publisher:
-        """Opened by the first append: who only reads needs none."""
         return Publisher(self._bootstrap, self._prefix, self._client)
 
     def append(self, topic: Topic, messages: Iterable[Message]) -> None:
@@ -153,7 +155,7 @@ class KafkaLog:
     def offsets_at(self, topic: Topic, moment_ms: int) -> dict[int, int]:
         """As EventLog says."""
         ends = self.end_offsets(topic)
-        found = self._offsets(topic, OffsetSpec.for_timestamp(moment_ms))  # type: ignore[no-untyped-call]  # as above
+        found = self._offsets(topic, OffsetSpec.for_timestamp(moment_ms))
         return {partition: found[partition] if found[partition] >= 0 else end for partition, end in ends.items()}
 
     def _offsets(self, topic: Topic, where: OffsetSpec) -> dict[int, int]:

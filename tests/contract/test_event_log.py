@@ -1,4 +1,4 @@
-"""An event log gives back what was appended, from wherever it is asked: files and Kafka alike."""
+"""An event log gives back what was appended, from wherever it is asked: files, the lake and Kafka alike."""
 
 import time
 import zlib
@@ -15,16 +15,19 @@ from schemas import codec
 from schemas.errors import LogError
 from schemas.records import Content, Impression
 from schemas.topics import CLICKS, CONTENT, IMPRESSIONS, Batch, StoredRecord, Topic
+from tests.lakes import SunkLog
 
 PARTITIONS = 3
 APRIL_2022_MS = 1_650_816_000_000
 NOBODY = Topic("nobody-made-this", (Impression,), "user_id")
 
 
-@pytest.fixture(params=["file", "kafka"])
+@pytest.fixture(params=["file", "lake", "kafka"])
 def log(request: pytest.FixtureRequest, tmp_path: Path) -> EventLog:
     if request.param == "file":
         return FileLog(tmp_path, PARTITIONS)
+    if request.param == "lake":
+        return SunkLog(tmp_path, PARTITIONS)
     log: EventLog = request.getfixturevalue("kafka_log")
     return log
 
