@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from online_store.keys import Entity, Generation, record_key
+from online_store.keys import Entity, Generation, Pointer, record_key
 from online_store.memory import MemoryStore
 from online_store.reading import read
 from online_store.record import layouts
@@ -56,10 +56,10 @@ class Failing(MemoryStore):
         await suffer(self.read_fault)
         return await super().read(keys)
 
-    async def current(self) -> Generation | None:
-        """As MemoryStore.current."""
+    async def pointer(self) -> Pointer | None:
+        """As MemoryStore.pointer."""
         await suffer(self.read_fault)
-        return await super().current()
+        return await super().pointer()
 
     async def keep_answers(self, answers: Sequence[tuple[bytes, bytes]], ttl_ms: int) -> list[bytes]:
         """As MemoryStore.keep_answers."""
