@@ -174,6 +174,7 @@ class Sink:
         # Of several sinks the one that has a table's first partition looks after the table.
         self._ours = {name for name in self._tables if any(place.partition == 0 and self._is(place, name) for place in places)}
         self._consumer.assign(places)
+        log.info("the sink has partitions %s", ", ".join(sorted(f"{place.topic}/{place.partition}" for place in places)) or "none")
 
     def _start(self, place: TopicPartition, start: int | None) -> int:
         if start is None:
