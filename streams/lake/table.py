@@ -32,6 +32,8 @@ WRITTEN = WriterProperties(
     max_row_group_size=GROUP_ROWS,
     column_properties=dict.fromkeys(("offset", "value", "value_sha256", "request_id"), _UNIQUE),
 )
+#: Arrow's types of old in the files: not every reader knows Polars' own, views of strings.
+PLAIN = pl.CompatLevel.oldest()
 #: How long `_delta_log` keeps the commits that a checkpoint holds (Delta's interval): how far back a table can be read as it was.
 LOG_KEPT = "interval 7 days"
 
@@ -112,7 +114,7 @@ class Table:
         with trouble(self.uri):
             write_deltalake(
                 self._delta,
-                rows.select(*columns(self.topic)),
+                rows.select(*columns(self.topic)).to_arrow(compat_level=PLAIN),
                 mode="append",
                 writer_properties=WRITTEN,
                 commit_properties=CommitProperties(app_transactions=written),
