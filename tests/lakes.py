@@ -1,15 +1,24 @@
-"""A lake that tests fill without Kafka: the sink's own tables, and the log that reads them."""
+"""Lakes for tests: filled without Kafka by the sink's own tables, or by sinks in processes of their own."""
 
+import json
+import logging
+import signal
+import sys
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import asdict
 from datetime import UTC, date, datetime
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 from replay.lake import Lake
 from replay.log import Message
 from schemas.topics import TOPICS, StoredRecord, Topic
+from streams.lake.sink import LakeSettings, Sink
 from streams.lake.table import LakePlace, Table
+from tests.workers import Process, log_file
 
 #: Later than all that tests write.
 TODAY = date(2100, 1, 1)
@@ -52,3 +61,19 @@ def sink(folder: Path, topic: Topic, records: Iterable[StoredRecord], today: dat
 def day_of(timestamp_ms: int) -> date:
     """The day of a moment, UTC."""
     return datetime.fromtimestamp(timestamp_ms / 1000, UTC).date()
+
+
+def lake_sink(folder: Path, settings: LakeSettings, **environment: str) -> Process:
+    """A sink in a process of its own: streams.lake.sink.Sink with these settings."""
+    return Process(["-m", "tests.lakes", json.dumps(asdict(settings))], log_file(folder), **environment)
+
+
+def _run(said: dict[str, Any]) -> None:
+    stop = Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    Sink(LakeSettings(**said | {"lake": LakePlace(*said["lake"])})).run(stop)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    _run(json.loads(sys.argv[1]))

@@ -18,6 +18,7 @@ from schemas.codec import SchemaIds
 from schemas.errors import LogError
 from schemas.lake import columns, day_id, offset_id, table_uri
 from schemas.topics import Source, StoredRecord, Topic
+from streams import metrics
 from streams.lake.rows import rows_of
 
 EPOCH = date(1970, 1, 1)
@@ -29,8 +30,10 @@ WRITTEN = WriterProperties(
     compression="ZSTD",
     compression_level=1,
     max_row_group_size=GROUP_ROWS,
-    column_properties={name: _UNIQUE for name in ("offset", "value", "value_sha256", "request_id")},
+    column_properties=dict.fromkeys(("offset", "value", "value_sha256", "request_id"), _UNIQUE),
 )
+#: Arrow's types of old in the files: not every reader knows Polars' own, views of strings.
+PLAIN = pl.CompatLevel.oldest()
 #: How long `_delta_log` keeps the commits that a checkpoint holds (Delta's interval): how far back a table can be read as it was.
 LOG_KEPT = "interval 7 days"
 
@@ -99,29 +102,31 @@ class Table:
         today: no row stands in a later day. Raises LogError where another writer wrote the same partitions, or the table takes nothing: the
         table is then as it was, and whoever begins again goes on from there.
         """
-        rows = pl.concat(self._rows) if self._rows else None
-        if rows is None:
+        if not self._rows:
             return {}
         self._check()
-        rows = _dated(rows, self._reached, (today - EPOCH).days)
+        rows = _dated(pl.concat(self._rows), self._reached, (today - EPOCH).days)
         reached = {
-            int(partition): Reached(int(offset) + 1, int(day))
-            for partition, offset, day in rows.group_by("partition")
-            .agg(pl.max("offset"), pl.max("day").to_physical().alias("d"))
-            .iter_rows()
+            partition: Reached(offset + 1, (day - EPOCH).days)
+            for partition, offset, day in rows.group_by("partition").agg(pl.max("offset", "day")).iter_rows()
         }
         written = [*self._transactions(reached), *self._counted()]
         with trouble(self.uri):
             write_deltalake(
                 self._delta,
-                rows.select(*columns(self.topic)),
+                rows.select(*columns(self.topic)).to_arrow(compat_level=PLAIN),
                 mode="append",
                 writer_properties=WRITTEN,
                 commit_properties=CommitProperties(app_transactions=written),
             )
+        metrics.LAKE_ROWS.labels(self.topic.name).inc(len(rows))
         self._forget()
         self._reached |= reached
         return {partition: to.offset for partition, to in reached.items()}
+
+    def reached(self, partition: int) -> int:
+        """The offset that comes next in one of the partitions that were taken over."""
+        return self._reached[partition].offset
 
     def _forget(self) -> None:
         self._rows.clear()
