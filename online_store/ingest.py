@@ -83,6 +83,7 @@ class Ingest:
     registry: Registry
     schema_ids: SchemaIds = field(default_factory=dict)
     repeat_offsets: int = REPEAT_OFFSETS
+    target: Generation | None = None
     generation: Generation | None = None
     _readings: dict[Source, Reading] = field(default_factory=dict)
     _is_slow: bool = False
@@ -90,6 +91,9 @@ class Ingest:
 
     async def start(self) -> Generation:
         """Find the current generation, or begin the first one in an empty store. Raises GenerationError if it is another registry's."""
+        if self.target:
+            self.generation = self.target
+            return self.target
         generation = await self.store.begin(Generation(1, self.registry.fingerprint))
         if generation.feature_version != self.registry.fingerprint:
             message = (
