@@ -89,14 +89,14 @@ class RedisStore:
         self._sha = hashlib.sha1(script, usedforsecurity=False).hexdigest().encode()
 
     @_answered
-    async def apply(self, generation: Generation, source: Source, following: int, steps: Sequence[Step]) -> list[int]:
+    async def apply(self, generation: Generation, steps: Sequence[Step]) -> list[list[int]]:
         """As OnlineStore.apply: one script call a shard, one pipelined round trip a node, all nodes at once.
 
         Where it raises, some steps may be applied: asked again, they answer `following`, for that is where their guards stand.
         """
-        calls = [_script_call(generation, source, following, step) for step in steps]
+        calls = [_script_call(generation, step) for step in steps]
         evals = [Command(arguments[0], pack(b"EVALSHA", self._sha, count, *arguments)) for count, arguments in calls]
-        return [int(cast("int", guard)) for guard in _unfailed(await self._servers.run(evals, self._script))]
+        return cast("list[list[int]]", _unfailed(await self._servers.run(evals, self._script)))
 
     @_answered
     async def guards(self, generation: Generation, sources: Sequence[Source]) -> NDArray[np.int64]:
@@ -186,10 +186,10 @@ def _generation(raw: bytes) -> Generation:
         raise StoreError(message) from error
 
 
-def _script_call(generation: Generation, source: Source, following: int, step: Step) -> tuple[int, list[bytes]]:
+def _script_call(generation: Generation, step: Step) -> tuple[int, list[bytes]]:
     keys = [guard_key(generation, step.shard), *step.deltas.keys]
-    numbers = [str(source).encode(), b"%d" % step.expected, b"%d" % following]
-    return len(keys), [*keys, *numbers, *_packed(step.deltas)]
+    moves = [part for move in step.moves for part in (str(move.source).encode(), b"%d" % move.expected, b"%d" % move.following)]
+    return len(keys), [*keys, *_packed(step.deltas), *moves]
 
 
 def _packed(deltas: Deltas) -> tuple[bytes, bytes, bytes]:
