@@ -19,7 +19,7 @@ import numpy as np
 from online_store.deltas import NOTHING
 from online_store.ingest import Decoded, Ingest
 from online_store.keys import Generation
-from online_store.store import OnlineStore, Step
+from online_store.store import Move, OnlineStore, Step
 from replay.log import ReadableLog
 from schemas.errors import GenerationError
 from schemas.topics import SOURCES, Batch, Source
@@ -70,16 +70,14 @@ async def begin_at(store: OnlineStore, generation: Generation, starts: Mapping[S
     sources = list(starts)
     standing = await store.guards(generation, sources)
     wanted = np.array([[starts[source]] for source in sources], np.int64).reshape(len(sources), 1)
-    unmoved = (standing == 0) & (wanted > 0)
+    unmoved, shards = (standing == 0) & (wanted > 0), range(generation.shards)
     if unmoved.any() and ((standing != 0) & (standing != wanted)).any():
         raise GenerationError(
             f"{generation.name} has begun at other offsets: it is resumed with the `--from` that it was begun with, or none. "
             "`--generation new` begins another one."
         )
-    for source, shards in zip(sources, unmoved, strict=True):
-        steps = [Step(int(shard), 0, NOTHING) for shard in np.flatnonzero(shards)]
-        if steps:
-            await store.apply(generation, source, starts[source], steps)
+    moves = {shard: [Move(sources[place], 0, starts[sources[place]]) for place in np.flatnonzero(unmoved[:, shard])] for shard in shards}
+    await store.apply(generation, [Step(shard, moved, NOTHING) for shard, moved in moves.items() if moved])
 
 
 async def fill(ingest: Ingest, log: ReadableLog, shown: Callable[[Progress], None] = lambda _: None) -> Filled:
@@ -148,8 +146,7 @@ def _decoded(ingest: Ingest, calls: Iterator[list[Batch]]) -> list[Decoded]:
 
 async def _apply(ingest: Ingest, call: list[Decoded], filled: Filled) -> bool:
     """Returns whether all of it was applied by us."""
+    positions = await ingest.apply(call)
     for decoded in call:
-        if await ingest.apply(decoded) != decoded.batch.following:
-            return False
         filled.count(decoded)
-    return True
+    return all(positions[decoded.batch.source] == decoded.batch.following for decoded in call)

@@ -129,7 +129,8 @@ class Worker:
         with metrics.stage("dead_letters"):
             await dead_letters.send(self.app, decoded.bad)
         with metrics.stage("apply"):
-            following = await _patiently(lambda: self.ingest.apply(decoded), lambda: self.ingest.progress(decoded.batch.source))
+            source = batch.source
+            following = (await _patiently(lambda: self.ingest.apply([decoded]), lambda: self.ingest.progress(source)))[source]
         _observe(decoded)
         return following
 

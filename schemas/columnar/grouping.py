@@ -34,14 +34,24 @@ class Grouped(NamedTuple):
     last_ms: Ints
 
 
-def group(text: Buffer, ids: Ints, tenants: Ints, times: tuple[Ints, Ints], adds: Ints, tile_ms: Ints, guards: Ints) -> Grouped:
-    """Group n events that each name one entity of every kind, or none.
+class Places(NamedTuple):
+    """Where n events stand in their logs, and what is wanted of those.
 
-    text: all words. ids: int64 [kinds, n, 2], start and length, length -1 for none. tenants: int64 [n, 2]. times: ts_ms and offset, int64
-    [n]. adds: int64 [n, counters]. tile_ms: int64 [kinds]. guards: int64 [shards], a power of two of them; an event that stands before
-    its shard's is left out.
+    source: int64 [n], a row of guards. offset: int64 [n]. guards: int64 [sources, shards], a power of two of shards.
     """
-    return Grouped(*_group(text, ids, tenants, times[0], times[1], adds, tile_ms, guards))
+
+    source: Ints
+    offset: Ints
+    guards: Ints
+
+
+def group(text: Buffer, ids: Ints, tenants: Ints, ts_ms: Ints, adds: Ints, tile_ms: Ints, places: Places) -> Grouped:
+    """Group n events that each name one entity of every kind, or none; an event that stands before its guard is left out.
+
+    text: all words. ids: int64 [kinds, n, 2], start and length, length -1 for none. tenants: int64 [n, 2]. ts_ms: int64 [n].
+    adds: int64 [n, counters]. tile_ms: int64 [kinds].
+    """
+    return Grouped(*_group(text, ids, tenants, ts_ms, adds, tile_ms, places.source, places.offset, places.guards))
 
 
 @numba.njit(cache=True)
@@ -71,9 +81,9 @@ def keys(  # noqa: PLR0913  # compiled functions take arrays, not objects
 
 @numba.njit(cache=True)
 def _group(  # noqa: C901, PLR0913  # one loop over events; two hash tables under way
-    text: Buffer, ids: Ints, tenants: Ints, ts_ms: Ints, offset: Ints, adds: Ints, tile_ms: Ints, guards: Ints
+    text: Buffer, ids: Ints, tenants: Ints, ts_ms: Ints, adds: Ints, tile_ms: Ints, source: Ints, offset: Ints, guards: Ints
 ) -> tuple[NDArray[np.uint8], Ints, Ints, Ints, Ints, Ints, Ints, Ints]:
-    kinds, events = ids.shape[0], ids.shape[1]
+    kinds, events, shards = ids.shape[0], ids.shape[1], guards.shape[1]
     size = 16
     while size < 2 * kinds * events:
         size *= 2
@@ -107,8 +117,8 @@ def _group(  # noqa: C901, PLR0913  # one loop over events; two hash tables unde
                 entity_slots[slot] = entity
                 kind[entity], event[entity], hashes[entity] = of_kind, row, value
                 length = _name(text, tenants[row], ids[of_kind, row], name, 0)
-                shard[entity] = xxh32(name, length) & np.uint32(len(guards) - 1)
-            if offset[row] < guards[shard[entity]]:
+                shard[entity] = xxh32(name, length) & np.uint32(shards - 1)
+            if offset[row] < guards[source[row], shard[entity]]:
                 continue
             of_tile = ts_ms[row] // tile_ms[of_kind]
             slot = ((entity * 0x9E3779B1) ^ (of_tile * 0x85EBCA6B)) & (size - 1)
@@ -124,7 +134,7 @@ def _group(  # noqa: C901, PLR0913  # one loop over events; two hash tables unde
             for counter in range(adds.shape[1]):
                 sums[place, counter] += adds[row, counter]
             last_ms[place] = max(last_ms[place], ts_ms[row])
-    return _sorted(kind[:entities], event[:entities], shard[:entities], owner[:rows], tile[:rows], sums[:rows], last_ms[:rows], len(guards))
+    return _sorted(kind[:entities], event[:entities], shard[:entities], owner[:rows], tile[:rows], sums[:rows], last_ms[:rows], shards)
 
 
 @numba.njit(cache=True)

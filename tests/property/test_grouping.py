@@ -37,25 +37,26 @@ EVENTS = st.builds(Click, **NAMED, dwell_ms=st.none() | st.integers(0, 10**6)) |
 GUARDS = st.lists(st.integers(0, 12), min_size=8, max_size=8)
 
 
-def expected(events: Sequence[Click | Dwell], guards: Sequence[int]) -> dict[tuple[bytes, int], tuple[int, ...]]:
+def expected(parts: Sequence[Sequence[Click | Dwell]], guards: Sequence[Sequence[int]]) -> dict[tuple[bytes, int], tuple[int, ...]]:
     """By key and tile: what is added, and the newest event."""
     found: dict[tuple[bytes, int], list[tuple[int, ...]]] = defaultdict(list)
-    for offset, event in enumerate(events):
+    for source, offset, event in ((source, *one) for source, events in enumerate(parts) for one in enumerate(events)):
         dwelled = event.dwell_ms is not None
         adds = (0, isinstance(event, Click), dwelled, event.dwell_ms or 0)
         for kind, field in ENTITY_ID.items():
             name = getattr(event, field)
-            if name is not None and offset >= guards[shard_of(event.tenant, name, 8)]:
+            if name is not None and offset >= guards[source][shard_of(event.tenant, name, 8)]:
                 key = record_key(GENERATION, Entity(event.tenant, kind, name))
                 found[key, event.ts_ms // LAYOUTS[kind].tile_ms].append((*adds, event.ts_ms))
     columns = {name: list(zip(*rows, strict=True)) for name, rows in found.items()}
     return {name: (*map(sum, adds), max(times)) for name, (*adds, times) in columns.items()}
 
 
-@given(st.lists(EVENTS, max_size=40), GUARDS)
-def test_a_batch_becomes_what_its_events_add(events: list[Click | Dwell], guards: list[int]) -> None:
-    """Each row once, under its own key, in its own shard; nothing of what a shard has already."""
-    columns = decode_events(CLICKS, [stored(event, offset) for offset, event in enumerate(events)]).events
+@given(st.lists(st.tuples(st.lists(EVENTS, max_size=40), GUARDS), min_size=1, max_size=3))
+def test_batches_become_what_their_events_add(sources: list[tuple[list[Click | Dwell], list[int]]]) -> None:
+    """Each row once, under its own key, in its own shard; nothing of what a shard has of that source already."""
+    parts, guards = [events for events, _ in sources], [found for _, found in sources]
+    columns = [decode_events(CLICKS, [stored(event, offset) for offset, event in enumerate(events)]).events for events in parts]
     found: dict[tuple[bytes, int], tuple[Any, ...]] = {}
     for shard, deltas in deltas_of_events(columns, LAYOUTS, GENERATION, np.array(guards, np.int64)).items():
         assert set(deltas.rows["key"].tolist()) == set(range(len(deltas.keys)))
@@ -65,7 +66,7 @@ def test_a_batch_becomes_what_its_events_add(events: list[Click | Dwell], guards
             assert f"{{g7.{shard}}}" in key.decode()
             found[key, int(row["tile"])] = (*(int(row[name]) for name in COUNTERS), int(row["last_ms"]))
 
-    assert found == expected(events, guards)
+    assert found == expected(parts, guards)
 
 
 @given(st.binary(max_size=40))

@@ -60,14 +60,14 @@ class MortalStore(MemoryStore):
         """The next one; the last of them ends by itself."""
         self.steps_left, self.when = next(self.lives, (1 << 30, ""))
 
-    async def apply(self, generation: Generation, source: Source, following: int, steps: Sequence[Step]) -> list[int]:
+    async def apply(self, generation: Generation, steps: Sequence[Step]) -> list[list[int]]:
         """As MemoryStore.apply, step by step."""
-        standing: list[int] = []
+        standing: list[list[int]] = []
         for step in steps:
             self.steps_left -= 1
             if self.steps_left < 0 and self.when == "before":
                 raise StoreAwayError(self.when)
-            standing += await super().apply(generation, source, following, [step])
+            standing += await super().apply(generation, [step])
             if self.steps_left < 0:
                 raise StoreAwayError(self.when)
         return standing
