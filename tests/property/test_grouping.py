@@ -25,11 +25,20 @@ LAYOUTS = layouts(REGISTRY)
 GENERATION = Generation(7, REGISTRY.fingerprint, shards=8)
 #: Few ids, so that they meet again; some that differ only in where the tenant ends, some past ASCII.
 IDS = st.sampled_from(["a", "b", "a:b", "ab", "été", "0123456789abcdef0123456789"])
+#: Where rings end, seen from NOW_MS.
+EDGES_MS = [
+    (NOW_MS // window.hop_ms - window.slots_count + past) * window.hop_ms
+    for layout in LAYOUTS.values()
+    for window in layout.windows
+    for past in (0, 1)
+]
 NAMED = {
     "request_id": st.just("r"),
     "user_id": IDS,
     "item_id": IDS,
-    "ts_ms": st.integers(NOW_MS - 10**8, NOW_MS) | st.integers(NOW_MS - 4 * 10**9, NOW_MS) | st.sampled_from([NOW_MS, NOW_MS - 1]),
+    "ts_ms": st.integers(NOW_MS - 10**8, NOW_MS)
+    | st.integers(NOW_MS - 4 * 10**9, NOW_MS)
+    | st.sampled_from([NOW_MS, NOW_MS - 1, *EDGES_MS]),
     "tenant": st.sampled_from(["", "a", "b"]),
     "model_version": st.sampled_from([None, "", "a", "m"]),
 }
