@@ -2,6 +2,7 @@
 
     user:features:{g3.17}:<tenant>:<id>   record of a user in generation 3, shard 17 (item:, model: likewise)
     guard:{g3.17}                         hash: source -> next offset to apply
+    guard:{g0.0}                          hash: source -> the offset up to which dead letters were sent, whatever generation is read
     millstream:current                    the generation that is read, as JSON of a Pointer
     millstream:generations                hash: g3 -> that generation with its registry, as JSON of store.Registered
     answer:<tenant>:<request_id>          a rank response, kept so that a repeated request gets the same bytes
@@ -38,6 +39,10 @@ class Generation(msgspec.Struct, frozen=True):
     def name(self) -> str:
         """How responses and keys call it."""
         return f"g{self.number}"
+
+
+#: No generation: its one shard has the guards of what was sent to dead-letters.
+LETTERS = Generation(0, "", 1)
 
 
 class Pointer(Generation, frozen=True):

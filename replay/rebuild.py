@@ -58,7 +58,7 @@ class Filled:
     def count(self, decoded: Decoded) -> None:
         """One batch more."""
         self.events += decoded.good_count
-        self.dead_letters += len(decoded.bad)
+        self.dead_letters += decoded.bad_count
         self.repeats += decoded.repeats_count
 
 

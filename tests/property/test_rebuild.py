@@ -75,6 +75,7 @@ class MortalStore(MemoryStore):
 
 async def rebuilt(store: MortalStore, log: Log, lives: Sequence[tuple[int, str]] = (), repeat_offsets: int = 65_536) -> None:
     """Fill TARGET, in as many lives as it takes."""
+    await store.register(TARGET, REGISTRY)
     store.lives = iter(lives)
     while True:
         store.begin_life()

@@ -48,7 +48,8 @@ class Mutation:
     contract: str = ""
 
 
-INGEST, WORKER, MEMORY, SCRIPT = "online_store/ingest.py", "streams/worker.py", "online_store/memory.py", "online_store/lua/apply.lua"
+INGEST, PROGRESS, WORKER = "online_store/ingest.py", "online_store/sources/progress.py", "streams/worker.py"
+MEMORY, SCRIPT = "online_store/memory.py", "online_store/lua/apply.lua"
 MERGE = "self._values.update(self._merged(step.deltas))"
 MOVE = "guards.update({str(move.source): move.following for move in step.moves})"
 #: Seen by few runs, so that every test run can afford to try them.
@@ -101,7 +102,7 @@ MUTATIONS = (
     ),
     Mutation(
         "events before the guards are not read again to know their repeats",
-        (Edit(INGEST, "start = max(lowest - reach, 0)", "start = lowest"),),
+        (Edit(PROGRESS, "start = max(lowest - reach, 0)", "start = lowest"),),
     ),
     Mutation(
         "the script does not compare the guard",
