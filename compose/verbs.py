@@ -21,6 +21,7 @@ from compose import redrive as redrives
 from compose import topics as topics_module
 from compose.demo import run as demo_module
 from compose.replay import cutover
+from compose.replay import rebuild as rebuilds
 from compose.settings import Settings
 from compose.stack.local import LocalStack
 from online_store.keys import Entity
@@ -285,6 +286,7 @@ VERBS: dict[str, Verb] = {
         ),
     ),
     "snapshot": Verb(snapshot, "write what the store knows of its items into the snapshot file"),
+    "replay rebuild": Verb(rebuilds.rebuild, "fill a generation from the lake and Kafka, and keep it up to date", rebuilds.ARGUMENTS),
     "replay generations": Verb(cutover.generations, "list the generations of the store"),
     "replay cutover": Verb(cutover.cutover, "make a generation the current one", (GENERATION, *MOVING)),
     "replay rollback": Verb(cutover.rollback, "make the generation before the current one current again", MOVING),

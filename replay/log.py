@@ -152,6 +152,10 @@ class KafkaLog:
         """As EventLog says."""
         return self._offsets(topic, OffsetSpec.latest())  # type: ignore[no-untyped-call]  # its stubs leave it untyped
 
+    def begin_offsets(self, topic: Topic) -> dict[int, int]:
+        """The first offset of each partition that retention has left. Raises LogError."""
+        return self._offsets(topic, OffsetSpec.earliest())  # type: ignore[no-untyped-call]  # as above
+
     def offsets_at(self, topic: Topic, moment_ms: int) -> dict[int, int]:
         """As EventLog says."""
         ends = self.end_offsets(topic)
