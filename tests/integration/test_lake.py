@@ -161,6 +161,7 @@ def test_two_sinks_by_mistake_write_every_offset_once(settings: LakeSettings, tm
 def test_sinks_of_one_group_share_the_partitions(short_settings: LakeSettings, tmp_path: Path) -> None:
     """A second one joins and a first one leaves while records come: every offset is written once, and nobody ends with an error."""
     with lake_sink(tmp_path, short_settings) as first, lake_sink(tmp_path, short_settings) as second:
+        wait_until(lambda: first.said("has partitions") and second.said("has partitions"))
         for seed in range(4):
             produce(short_settings.kafka_bootstrap, short_settings.topic_prefix, events(400, seed))
             time.sleep(0.5)
@@ -193,6 +194,7 @@ def test_what_a_transaction_took_back_is_not_in_the_lake(settings: LakeSettings,
     for end in (producer.commit_transaction, producer.abort_transaction, producer.commit_transaction):
         producer.begin_transaction()
         producer.produce(name, codec.encode(content()), b"i1", partition=0)
+        producer.flush()
         end()
     with lake_sink(tmp_path, settings) as sink:
         wait_until(lambda: len(places(settings, CONTENT)) == 2, lambda: sink.log)
