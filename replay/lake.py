@@ -110,6 +110,8 @@ def _dealt(rows: pl.LazyFrame, offsets_count: int) -> Iterator[pl.DataFrame]:
 
 def _sources(rows: pl.DataFrame, rows_max: int) -> Iterator[tuple[int, pl.DataFrame]]:
     """Rows source by source, each in the order of offsets, at most rows_max at once."""
+    # Taking rows out of a frame of many chunks looks for the chunk of each.
+    rows = rows.rechunk()
     order = (rows["partition"].cast(pl.Int64) * OFFSETS_MAX + rows["offset"]).arg_sort()
     start = 0
     for partition, count in rows["partition"].value_counts().sort("partition").iter_rows():
