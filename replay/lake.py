@@ -1,12 +1,13 @@
 """The lake as a log to read (replay.log.ReadableLog): `Lake(lake_uri, storage_options)`, over the tables that `millstream lake` writes.
 
-Day by day, and in a day source by source in the order of offsets: days follow in that order, too (schemas/lake.py), while the rows of
+Day by day, and in a day source by source in the order of offsets: days follow in that order, too (schemas/columnar/lake.py), while the rows of
 a day stand in any. A batch's records are columns (schemas.columnar.log.LogColumns): no object is made for a record. A day is sorted in
 memory; one that is larger than DAY_BYTES_MAX is first dealt into files of a temporary folder, a stretch of offsets each.
 """
 
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,13 @@ import pyarrow as pa
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 from numpy.typing import NDArray
+from polars.exceptions import PolarsError
 
 from replay.log import BATCH_ROWS_MAX
 from schemas.codec import SCHEMA_ID_HEADER
+from schemas.columnar.lake import offset_id, table_uri
 from schemas.columnar.log import LogColumns, Spans
 from schemas.errors import LogError
-from schemas.lake import offset_id, table_uri
 from schemas.topics import Batch, Source, Topic
 
 #: What a day's files may hold (bytes, compressed) to be sorted in memory, where they take some three times as much. More takes more memory;
@@ -54,22 +56,32 @@ class Lake:
     def _table(self, topic: Topic) -> DeltaTable | None:
         """None where the topic has no table. Raises LogError."""
         uri = table_uri(self._uri, topic)
-        try:
-            return DeltaTable(uri, storage_options=self._options)
-        except TableNotFoundError:
-            return None
-        except (DeltaError, OSError) as error:
-            raise LogError(f"the lake's table {uri} cannot be read: {error}. Mend lake_uri or lake_storage_options.") from error
+        with _readable(uri):
+            try:
+                return DeltaTable(uri, storage_options=self._options)
+            except TableNotFoundError:
+                return None
 
     def _read(self, table: DeltaTable, topic: Topic, following: dict[int, int], rows_max: int) -> Iterator[Batch]:
-        for rows in _days(table, dict(following)):
-            for partition, part in _sources(rows, rows_max):
-                records = _records(topic, partition, part)
-                start = following.get(partition, 0)
-                if int(records.spans.offset[0]) < start:
-                    raise LogError(_out_of_order(table.table_uri, partition, int(records.spans.offset[0]), start))
-                yield Batch(Source(topic.name, partition), records, start)
-                following[partition] = int(records.spans.offset[-1]) + 1
+        uri = table_uri(self._uri, topic)
+        with _readable(uri):
+            for rows in _days(table, dict(following)):
+                for partition, part in _sources(rows, rows_max):
+                    records = _records(topic, partition, part)
+                    start, first = following.get(partition, 0), int(records.spans.offset[0])
+                    if first < start:
+                        raise LogError(_out_of_order(uri, partition, first, start))
+                    yield Batch(Source(topic.name, partition), records, start)
+                    following[partition] = int(records.spans.offset[-1]) + 1
+
+
+@contextmanager
+def _readable(uri: str) -> Iterator[None]:
+    """Whatever a table does not give becomes a LogError that names it."""
+    try:
+        yield
+    except (DeltaError, PolarsError, OSError) as error:
+        raise LogError(f"the lake's table {uri} cannot be read: {error}. Mend lake_uri, lake_storage_options or the table.") from error
 
 
 def _out_of_order(uri: str, partition: int, offset: int, following: int) -> str:

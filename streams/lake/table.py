@@ -15,8 +15,8 @@ from deltalake import ColumnProperties, CommitProperties, DeltaTable, Transactio
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from schemas.codec import SchemaIds
+from schemas.columnar.lake import columns, day_id, offset_id, table_uri
 from schemas.errors import LogError
-from schemas.lake import columns, day_id, offset_id, table_uri
 from schemas.topics import Source, StoredRecord, Topic
 from streams import metrics
 from streams.lake.rows import rows_of

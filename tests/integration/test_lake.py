@@ -16,7 +16,7 @@ from compose import topics
 from compose.stack.local import Server
 from replay.lake import Lake
 from schemas import codec
-from schemas.topics import CONTENT, IMPRESSIONS, TOPICS, Topic
+from schemas.topics import CONTENT, IMPRESSIONS, TOPICS, LogRecord, Topic
 from streams.lake.sink import LakeSettings
 from streams.lake.table import LakePlace
 from tests.lakes import lake_sink
@@ -65,15 +65,19 @@ def settings_at(kafka_bootstrap: str, topic_prefix: str, folder: Path, session_t
     return LakeSettings(kafka_bootstrap, group_id, place, topic_prefix, commit_s=0.2, session_timeout_s=session_timeout_s)
 
 
+def place_of(record: LogRecord) -> tuple[int, int]:
+    return record.partition, record.offset
+
+
 def places(settings: LakeSettings, topic: Topic) -> list[tuple[int, int]]:
     """Partition and offset of every row of a table."""
     batches = Lake(*settings.lake).read(topic)
-    return sorted((record.partition, record.offset) for batch in batches for record in batch.records)
+    return sorted(place_of(record) for batch in batches for record in batch.records)
 
 
 def logged(settings: LakeSettings, topic: Topic) -> list[tuple[int, int]]:
     """The same of a topic."""
-    return sorted((record.partition, record.offset) for record in log_records(settings.kafka_bootstrap, settings.topic_prefix + topic.name))
+    return sorted(place_of(record) for record in log_records(settings.kafka_bootstrap, settings.topic_prefix + topic.name))
 
 
 def reached(settings: LakeSettings) -> dict[str, int]:
@@ -106,7 +110,7 @@ def test_the_lake_has_what_kafka_has(settings: LakeSettings, tmp_path: Path) -> 
     for topic in TOPICS.values():
         rows = [record for batch in Lake(*settings.lake).read(topic) for record in batch.records]
         found = log_records(settings.kafka_bootstrap, settings.topic_prefix + topic.name)
-        assert sorted(rows) == sorted(record._replace(topic=topic.name) for record in found)
+        assert sorted(rows, key=place_of) == sorted((record._replace(topic=topic.name) for record in found), key=place_of)
     hinted = committed(settings.kafka_bootstrap, settings.topic_prefix, settings.group_id, [CONTENT.name])
     assert {place: end for place, end in reached(settings).items() if place in hinted} == hinted
     assert hinted
@@ -142,19 +146,21 @@ def test_a_sink_killed_at_any_moment_loses_and_repeats_nothing(short_settings: L
 def test_two_sinks_by_mistake_write_every_offset_once(settings: LakeSettings, tmp_path: Path) -> None:
     """Each in a group of its own, so both read everything: whoever comes second ends, and says why."""
     groups = [settings, replace(settings, group_id=f"{settings.group_id}-other")]
-    ended = 0
     with ExitStack() as running:
-        sinks = [running.enter_context(lake_sink(tmp_path, one)) for one in groups]
-        for seed in range(5):
+        sinks = [running.enter_context(lake_sink(tmp_path, group)) for group in groups]
+        wait_until(lambda: all(sink.said("has partitions") for sink in sinks))
+        for seed in range(3):
             produce(settings.kafka_bootstrap, settings.topic_prefix, events(400, seed))
-            time.sleep(0.7)
-            for place, sink in enumerate(sinks):
-                if not sink.alive:
-                    ended += "another writer changed the lake's table" in sink.log
-                    sinks[place] = running.enter_context(lake_sink(tmp_path, groups[place]))
-        filled(settings)
+            wait_until(lambda: not all(sink.alive for sink in sinks), lambda: [sink.log for sink in sinks])
+            ended = next(sink for sink in sinks if not sink.alive)
+            assert "another writer changed the lake's table" in ended.log
+            sinks = [
+                sink if sink.alive else running.enter_context(lake_sink(tmp_path, group)) for sink, group in zip(sinks, groups, strict=True)
+            ]
+            wait_until(lambda: all("has partitions" in sink.log for sink in sinks))  # noqa: B023  # called at once
+    with lake_sink(tmp_path, settings) as last:
+        filled(settings, last)
 
-    assert ended > 0
     assert places(settings, IMPRESSIONS) == logged(settings, IMPRESSIONS)
 
 

@@ -2,10 +2,11 @@
 
 import hashlib
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -25,10 +26,10 @@ from tests.worlds import NOW_MS, SCHEMA_IDS, WIRES, click, content, dwell, impre
 
 DAY_MS = 86_400_000
 MIDNIGHT_MS = NOW_MS // DAY_MS * DAY_MS
-WHO = {"request_id": "r1", "user_id": "u1", "ts_ms": NOW_MS}
-VERSIONS = {"model_version": "m1", "feature_version": "f1", "generation": "g1", "degraded": "NONE", "arm": "a"}
+WHO: dict[str, Any] = {"request_id": "r1", "user_id": "u1", "ts_ms": NOW_MS}
+VERSIONS: dict[str, Any] = {"model_version": "m1", "feature_version": "f1", "generation": "g1", "degraded": "NONE", "arm": "a"}
 #: A record of every topic, and some of what its row says.
-SAID: list[tuple[Record, dict[str, object]]] = [
+SAID: Sequence[tuple[Record, dict[str, Any]]] = (
     (impression(position=3, model_version="m1"), {"user_id": "u1", "item_id": "i1", "position": 3, "model_version": "m1"}),
     (click(dwell_ms=9), {"record": "Click", "request_id": "r1", "dwell_ms": 9, "model_version": None, "position": None}),
     (dwell(dwell_ms=7), {"record": "Dwell", "ts_ms": NOW_MS, "dwell_ms": 7, "tenant": ""}),
@@ -47,7 +48,7 @@ SAID: list[tuple[Record, dict[str, object]]] = [
         DeadLetter(topic="clicks", partition=2, offset=5, reason="MALFORMED", detail="why", value=b"x", key=b"u1"),
         {"source_topic": "clicks", "source_partition": 2, "source_offset": 5, "reason": "MALFORMED", "detail": "why"},
     ),
-]
+)
 
 
 def rows(folder: Path, topic: Topic) -> pl.DataFrame:
@@ -292,6 +293,25 @@ def test_a_table_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(LogError, match="impressions cannot be read"):
         Lake(str(tmp_path)).end_offsets(IMPRESSIONS)
+
+
+def test_a_file_that_is_gone_is_told(tmp_path: Path) -> None:
+    """Reading ends with an error instead of going past it."""
+    sink(tmp_path, IMPRESSIONS, shown(10))
+    next((tmp_path / "impressions").glob("day=*/*.parquet")).unlink()
+
+    with pytest.raises(LogError, match="impressions cannot be read"):
+        list(Lake(str(tmp_path)).read(IMPRESSIONS))
+
+
+def test_rows_of_somebody_else_are_not_read_past(tmp_path: Path) -> None:
+    """A later offset in an earlier day was not written by the sink: reading on would leave out what is between."""
+    sink(tmp_path, IMPRESSIONS, shown(10, timestamp=NOW_MS + DAY_MS))
+    row = rows(tmp_path, IMPRESSIONS).head(1).with_columns(pl.lit(day_of(NOW_MS)).alias("day"), offset=pl.lit(20, pl.Int64))
+    row.write_delta(str(tmp_path / "impressions"), mode="append")
+
+    with pytest.raises(LogError, match="offset 0 of partition 0 stands behind offset 20"):
+        list(Lake(str(tmp_path)).read(IMPRESSIONS))
 
 
 @pytest.mark.parametrize("seed", range(20))
