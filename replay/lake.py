@@ -1,8 +1,8 @@
 """The lake as a log to read (replay.log.ReadableLog): `Lake(lake_uri, storage_options)`, over the tables that `millstream lake` writes.
 
-Day by day, and in a day source by source in the order of offsets: days follow in that order, too (schemas/columnar/lake.py), while the rows of
-a day stand in any. A batch's records are columns (schemas.columnar.log.LogColumns): no object is made for a record. A day is sorted in
-memory; one that is larger than DAY_BYTES_MAX is first dealt into files of a temporary folder, a stretch of offsets each.
+Day by day, and in a day source by source in the order of offsets: days follow in that order, too (schemas/columnar/lake.py), while the
+rows of a day stand in any. A batch's records are columns (schemas.columnar.log.LogColumns): no object is made for a record. A day is
+sorted in memory; one that is larger than DAY_BYTES_MAX is first dealt into files of a temporary folder, a stretch of offsets each.
 """
 
 import tempfile

@@ -97,6 +97,17 @@ def filled(settings: LakeSettings, *sinks: Process) -> None:
     wait_until(done, lambda: (reached(settings), wanted, [sink.log[-4_000:] for sink in sinks]))
 
 
+def begun(*sinks: Process) -> None:
+    """Return once sinks have partitions, or have ended."""
+    wait_until(lambda: all("has partitions" in sink.log or not sink.alive for sink in sinks), lambda: [sink.log for sink in sinks])
+
+
+def ended(*sinks: Process) -> int:
+    """Return once one of several sinks has ended, with its place."""
+    wait_until(lambda: not all(sink.alive for sink in sinks), lambda: [sink.log for sink in sinks])
+    return next(place for place, sink in enumerate(sinks) if not sink.alive)
+
+
 def test_the_lake_has_what_kafka_has(settings: LakeSettings, tmp_path: Path) -> None:
     """Keys, bytes, times and headers of every topic, a bad record's as well; and Kafka is told how far it is."""
     name = settings.topic_prefix + CONTENT.name
@@ -121,7 +132,7 @@ def test_the_command_writes_the_lake(settings: LakeSettings, tmp_path: Path) -> 
     produce(settings.kafka_bootstrap, settings.topic_prefix, events(50))
     named = {"kafka_bootstrap": settings.kafka_bootstrap, "topic_prefix": settings.topic_prefix, "group_id": settings.group_id}
     with command(tmp_path, "lake", **named, state_dir=str(tmp_path)) as running:
-        wait_until(lambda: running.said("has partitions"))
+        begun(running)
         time.sleep(1)
         assert running.stop() == 0, running.log
 
@@ -134,7 +145,7 @@ def test_a_sink_killed_at_any_moment_loses_and_repeats_nothing(short_settings: L
     for seed in range(10):
         produce(short_settings.kafka_bootstrap, short_settings.topic_prefix, events(500, seed))
         with lake_sink(tmp_path, short_settings) as sink:
-            wait_until(lambda sink=sink: sink.said("has partitions"))  # type: ignore[misc]  # a lambda cannot say its types
+            begun(sink)
             time.sleep(chance.random() * 0.6)
     with lake_sink(tmp_path, short_settings) as last:
         filled(short_settings, last)
@@ -148,16 +159,12 @@ def test_two_sinks_by_mistake_write_every_offset_once(settings: LakeSettings, tm
     groups = [settings, replace(settings, group_id=f"{settings.group_id}-other")]
     with ExitStack() as running:
         sinks = [running.enter_context(lake_sink(tmp_path, group)) for group in groups]
-        wait_until(lambda: all(sink.said("has partitions") for sink in sinks))
         for seed in range(3):
+            begun(*sinks)
             produce(settings.kafka_bootstrap, settings.topic_prefix, events(400, seed))
-            wait_until(lambda: not all(sink.alive for sink in sinks), lambda: [sink.log for sink in sinks])
-            ended = next(sink for sink in sinks if not sink.alive)
-            assert "another writer changed the lake's table" in ended.log
-            sinks = [
-                sink if sink.alive else running.enter_context(lake_sink(tmp_path, group)) for sink, group in zip(sinks, groups, strict=True)
-            ]
-            wait_until(lambda: all("has partitions" in sink.log for sink in sinks))  # noqa: B023  # called at once
+            place = ended(*sinks)
+            assert "another writer changed the lake's table" in sinks[place].log
+            sinks[place] = running.enter_context(lake_sink(tmp_path, groups[place]))
     with lake_sink(tmp_path, settings) as last:
         filled(settings, last)
 
@@ -167,7 +174,7 @@ def test_two_sinks_by_mistake_write_every_offset_once(settings: LakeSettings, tm
 def test_sinks_of_one_group_share_the_partitions(short_settings: LakeSettings, tmp_path: Path) -> None:
     """A second one joins and a first one leaves while records come: every offset is written once, and nobody ends with an error."""
     with lake_sink(tmp_path, short_settings) as first, lake_sink(tmp_path, short_settings) as second:
-        wait_until(lambda: first.said("has partitions") and second.said("has partitions"))
+        begun(first, second)
         for seed in range(4):
             produce(short_settings.kafka_bootstrap, short_settings.topic_prefix, events(400, seed))
             time.sleep(0.5)
@@ -182,7 +189,7 @@ def test_sinks_of_one_group_share_the_partitions(short_settings: LakeSettings, t
 def test_a_zombie_writes_nothing_twice(short_settings: LakeSettings, tmp_path: Path) -> None:
     """A sink that stood still while another one took its partitions has rows that the table has by now."""
     with lake_sink(tmp_path, short_settings) as zombie:
-        wait_until(lambda: zombie.said("has partitions"))
+        begun(zombie)
         produce(short_settings.kafka_bootstrap, short_settings.topic_prefix, events(2_000))
         zombie.pause()
         with lake_sink(tmp_path, short_settings) as other:
