@@ -154,9 +154,8 @@ class Sink:
 
     def _commit(self) -> None:
         """Write what is pending, a transaction a table, and tell Kafka how far we are."""
-        for name, table in self._tables.items():
-            with metrics.LAKE_COMMIT.labels(name).time():
-                reached = table.commit(_today())
+        for table in self._tables.values():
+            reached = table.commit(_today())
             places = [TopicPartition(self._kafka_name(table.topic), partition, offset) for partition, offset in reached.items()]
             if places:
                 self._hint(places)
@@ -196,14 +195,18 @@ class Sink:
     def _start(self, place: TopicPartition, start: int | None) -> int:
         if start is None:
             return OFFSET_BEGINNING
-        first, end = self._consumer.get_watermark_offsets(place, KAFKA_ANSWER_S)
+        try:
+            first, end = self._consumer.get_watermark_offsets(place, KAFKA_ANSWER_S)
+        except KafkaException as error:
+            message = f"Kafka does not say where {place.topic}/{place.partition} ends: {error}. {kafka_advice(self._said)}"
+            raise LogError(message) from error
         if end < start:
             raise LogError(
                 f"{place.topic}/{place.partition} ends at offset {end}, and the lake has it up to {start}: the topic was made anew, or "
                 "lost its end. Move the lake's table away, or set lake_uri to another place."
             )
         if first > start:
-            metrics.LAKE_MISSED.labels(place.topic).inc(first - start)
+            metrics.LAKE_MISSED.labels(self._name(place)).inc(first - start)
             log.warning("%s/%s: Kafka removed offsets %s to %s before the lake had them", place.topic, place.partition, start, first - 1)
         return start
 

@@ -90,7 +90,8 @@ def test_a_row_says_what_its_record_says(tmp_path: Path, record: Record, said: d
 @pytest.mark.parametrize("topic", TOPICS.values(), ids=lambda topic: topic.name)
 def test_a_bad_record_is_in_the_lake(tmp_path: Path, topic: Topic) -> None:
     """With its bytes, and nothing of what it might say; the good one beside it is as it is alone."""
-    good = next(stored(record, 1, timestamp=NOW_MS) for record, _ in SAID if topic_of(record) is topic)
+    record: Record = next(record for record, _ in SAID if topic_of(record) is topic)
+    good = stored(record, 1, timestamp=NOW_MS)
     sink(tmp_path, topic, [StoredRecord(topic.name, 0, 0, NOW_MS, b"u1", b"\xff", (("name", b"header"),)), good])
 
     bad, other = rows(tmp_path, topic).to_dicts()
@@ -117,9 +118,8 @@ def test_a_tombstone_names_whom_it_removes(tmp_path: Path, topic: Topic, column:
 @pytest.mark.parametrize("wire", WIRES)
 def test_events_decode_from_the_lake_as_from_the_log(tmp_path: Path, wire: str) -> None:
     """Whatever their wire form: headers that name a schema come back, too."""
-    records = [
-        stored(record, offset, wire=wire) for offset, record in enumerate([click("u1"), dwell("u2"), click("u3", model_version="m")])
-    ]
+    said: list[Record] = [click("u1"), dwell("u2"), click("u3", model_version="m")]
+    records = [stored(record, offset, wire=wire) for offset, record in enumerate(said)]
     sink(tmp_path, CLICKS, records)
 
     (batch,) = Lake(str(tmp_path)).read(CLICKS)
