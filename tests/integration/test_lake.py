@@ -140,9 +140,9 @@ def test_the_command_writes_the_lake(settings: LakeSettings, tmp_path: Path) -> 
 
 
 def test_a_sink_killed_at_any_moment_loses_and_repeats_nothing(short_settings: LakeSettings, tmp_path: Path) -> None:
-    """Ten times, while records keep coming."""
+    """Six times, while records keep coming."""
     chance = random.Random(7)
-    for seed in range(10):
+    for seed in range(6):
         produce(short_settings.kafka_bootstrap, short_settings.topic_prefix, events(500, seed))
         with lake_sink(tmp_path, short_settings) as sink:
             begun(sink)
@@ -232,8 +232,8 @@ def small_disk(folder: Path, size_bytes: int) -> Iterator[None]:
 
 def test_a_full_disk_ends_the_sink_and_loses_nothing(settings: LakeSettings, tmp_path: Path) -> None:
     """Whatever file it was that did not fit: with more room the next sink goes on from there."""
-    with small_disk(tmp_path / "lake", 1 << 20):
-        for seed in range(40):
+    with small_disk(tmp_path / "lake", 1 << 19):
+        for seed in range(20):
             produce(settings.kafka_bootstrap, settings.topic_prefix, events(1_000, seed))
         with lake_sink(tmp_path, settings) as sink:
             assert sink.exit_code() == 1, sink.log
