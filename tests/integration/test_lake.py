@@ -7,17 +7,19 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
+from prometheus_client import REGISTRY
 
 from compose import topics
 from compose.stack.local import Server
 from replay.lake import Lake
 from schemas import codec
 from schemas.topics import CONTENT, IMPRESSIONS, TOPICS, LogRecord, Topic
-from streams.lake.sink import LakeSettings
+from streams.lake.sink import LakeSettings, Sink
 from streams.lake.table import LakePlace
 from tests.lakes import lake_sink
 from tests.workers import (
@@ -125,6 +127,26 @@ def test_the_lake_has_what_kafka_has(settings: LakeSettings, tmp_path: Path) -> 
     hinted = committed(settings.kafka_bootstrap, settings.topic_prefix, settings.group_id, [CONTENT.name])
     assert {place: end for place, end in reached(settings).items() if place in hinted} == hinted
     assert hinted
+
+
+def test_a_sink_tells_how_far_it_is(settings: LakeSettings) -> None:
+    """Rows that it wrote, what a commit took, and that nothing is left."""
+    produce(settings.kafka_bootstrap, settings.topic_prefix, events(300))
+    count, before = len(logged(settings, IMPRESSIONS)), sample("rows_total")
+    stop = Event()
+    running = Thread(target=Sink(settings).run, args=[stop])
+    running.start()
+    wait_until(lambda: sample("rows_total") == before + count)
+    stop.set()
+    running.join()
+
+    assert [sample("lag_records", partition=str(at)) for at in range(PARTITIONS)] == [0, 0]
+    assert sample("commit_seconds_count") > 0
+
+
+def sample(name: str, **labels: str) -> float:
+    """A metric of the lake for impressions."""
+    return REGISTRY.get_sample_value(f"millstream_lake_{name}", {"topic": IMPRESSIONS.name, **labels}) or 0
 
 
 def test_the_command_writes_the_lake(settings: LakeSettings, tmp_path: Path) -> None:

@@ -345,3 +345,19 @@ def test_every_offset_once_whatever_writers_do(tmp_path: Path, seed: int) -> Non
     last.commit(TODAY)
 
     assert sorted(offsets(Lake(str(tmp_path)).read(IMPRESSIONS))) == [(record.partition, record.offset) for part in log for record in part]
+
+
+def test_a_person_can_be_forgotten(tmp_path: Path) -> None:
+    """As docs/lake.md says: no file has their rows any more, and the log is read over the holes."""
+    bad = StoredRecord(IMPRESSIONS.name, 0, 20, NOW_MS, b"u1", b"\xff of u1")
+    records = [stored(impression(f"u{offset % 2}", request_id=f"of-u{offset % 2}"), offset) for offset in range(20)]
+    sink(tmp_path, IMPRESSIONS, [*records, bad])
+    table = DeltaTable(str(tmp_path / IMPRESSIONS.name))
+
+    table.delete("user_id = 'u1'")
+    table.delete("key = X'7531'")
+    table.vacuum(0, dry_run=False, enforce_retention_duration=False)
+
+    held = pl.read_parquet(tmp_path / "impressions" / "**" / "*.parquet")
+    assert held["key"].unique().to_list() == [b"u0"]
+    assert [record.offset for batch in Lake(str(tmp_path)).read(IMPRESSIONS) for record in batch.records] == [*range(0, 20, 2)]
