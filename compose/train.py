@@ -14,7 +14,7 @@ import polars as pl
 
 from ranker import bundle as bundles
 from ranker.training.fit import FitSettings, TrainingRows, fit
-from replay.log import ReadableLog
+from replay.log import EventLog
 from replay.rows import Contexts, Rows, contexts_of, rows
 from schemas import codec
 from schemas.aggregates import COUNTERS, ITEM
@@ -49,7 +49,7 @@ class Split:
 
 
 def train(
-    log: ReadableLog,
+    log: EventLog,
     registry: Registry,
     models: Path,
     *,
@@ -81,7 +81,7 @@ def train(
     )
 
 
-def read_history(log: ReadableLog, registry: Registry, repeat_offsets: int = REPEAT_OFFSETS) -> History:
+def read_history(log: EventLog, registry: Registry, repeat_offsets: int = REPEAT_OFFSETS) -> History:
     """Everything that the log's source topics hold that is no bad record and that its producer had not sent before, as ingest takes it."""
     repeats: dict[Source, Repeats] = defaultdict(lambda: Repeats(repeat_offsets))
     wants_context = any(feature.kind == REQUEST for feature in registry.features)
@@ -113,7 +113,7 @@ def _training_rows(found: Rows) -> TrainingRows:
     return TrainingRows(found.features, found.labels, found.groups)
 
 
-def _batches(log: ReadableLog, *topics: Topic) -> Iterator[tuple[Topic, Batch]]:
+def _batches(log: EventLog, *topics: Topic) -> Iterator[tuple[Topic, Batch]]:
     for topic in topics:
         for batch in log.read(topic):
             yield topic, batch
