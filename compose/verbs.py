@@ -19,6 +19,7 @@ from compose import redrive as redrives
 from compose import topics as topics_module
 from compose.demo import run as demo_module
 from compose.replay import cutover, parity, rows, snapshot, verify
+from compose.replay import rebuild as rebuilds
 from compose.settings import Settings
 from compose.stack.local import LocalStack
 from online_store.keys import Entity
@@ -76,6 +77,14 @@ def ingest(settings: Settings, _: Arguments) -> Result:
     )
     store = RedisStore(settings.store_url, settings.features, tls=settings.store_tls)
     return {"exit_code": asyncio.run(run_ingest(worker, store, settings.features))}
+
+
+def lake_(settings: Settings, _: Arguments) -> Result:
+    """Run a sink of the lake until SIGTERM or Ctrl-C."""
+    _serve_metrics(settings, 0)
+    from compose import lake  # noqa: PLC0415  # its libraries are 60 MB: verbs without a lake do without
+
+    return {"lake": lake.sink(settings)}
 
 
 def serve(settings: Settings, arguments: Arguments) -> Result:
@@ -208,6 +217,7 @@ VERBS: dict[str, Verb] = {
         ),
     ),
     "ingest": Verb(ingest, "run an ingest worker"),
+    "lake": Verb(lake_, "write every topic to the lake"),
     "serve": Verb(serve, "run a ranking worker"),
     "train": Verb(
         train_,
@@ -236,6 +246,7 @@ VERBS: dict[str, Verb] = {
             ("--tenant", {"default": ""}),
         ),
     ),
+    "replay rebuild": Verb(rebuilds.rebuild, "fill a generation from the lake and Kafka, and keep it up to date", rebuilds.ARGUMENTS),
     "replay generations": Verb(cutover.generations, "list the generations of the store"),
     "replay cutover": Verb(cutover.cutover, "make a generation the current one", (GENERATION, *MOVING)),
     "replay rollback": Verb(cutover.rollback, "make the generation before the current one current again", MOVING),

@@ -14,11 +14,19 @@ from schemas.features import Registry
 from schemas.topics import Source, source_of
 
 
+class Move(NamedTuple):
+    """A guard's way: of one source, from where it is thought to stand."""
+
+    source: Source
+    expected: int
+    following: int
+
+
 class Step(NamedTuple):
-    """One atomic step: apply deltas to a shard if its guard stands at `expected`."""
+    """One atomic step: apply deltas to a shard and move its guards, if each stands where it is expected. moves: one a source."""
 
     shard: int
-    expected: int
+    moves: Sequence[Move]
     deltas: Deltas
 
 
@@ -33,10 +41,10 @@ class Registered(msgspec.Struct, frozen=True, omit_defaults=True):
 class OnlineStore(Protocol):
     """Records, guards and generations, for records of one registry. Every call may raise StoreError; a lost connection does."""
 
-    async def apply(self, generation: Generation, source: Source, following: int, steps: Sequence[Step]) -> list[int]:
-        """Each step applies its deltas and moves its shard's guard to `following`, or changes nothing.
+    async def apply(self, generation: Generation, steps: Sequence[Step]) -> list[list[int]]:
+        """Each step applies its deltas and moves its shard's guards, or changes nothing.
 
-        Returns the guard of each step's shard after the call: `following` where it was applied, else what stands there.
+        Returns each step's guards after the call, in the order of its moves: all `following` where it was applied, else what stands there.
         """
 
     async def guards(self, generation: Generation, sources: Sequence[Source]) -> NDArray[np.int64]:

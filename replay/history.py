@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from replay.log import EventLog
+from replay.log import ReadableLog
 from replay.rows import Contexts, contexts_of
 from schemas import codec
 from schemas.columnar.events import Events
@@ -27,7 +27,7 @@ class LogHistory:
     contexts: Contexts
 
 
-def read_history(log: EventLog, registry: Registry, repeat_offsets: int = REPEAT_OFFSETS) -> LogHistory:
+def read_history(log: ReadableLog, registry: Registry, repeat_offsets: int = REPEAT_OFFSETS) -> LogHistory:
     """Everything that the log's source topics hold."""
     events = [pl.DataFrame(schema=EVENT_COLUMNS)]
     shown: list[Impression] = []
@@ -38,14 +38,14 @@ def read_history(log: EventLog, registry: Registry, repeat_offsets: int = REPEAT
     return LogHistory(pl.concat(events), profiles_of(log), contexts_of(shown))
 
 
-def events_of(log: EventLog, repeat_offsets: int = REPEAT_OFFSETS) -> Iterator[tuple[Batch, Events]]:
+def events_of(log: ReadableLog, repeat_offsets: int = REPEAT_OFFSETS) -> Iterator[tuple[Batch, Events]]:
     """The events of each batch of impressions and clicks."""
     repeats: dict[Source, Repeats] = defaultdict(lambda: Repeats(repeat_offsets))
     for topic, batch in _batches(log, IMPRESSIONS, CLICKS):
         yield batch, repeats[batch.source].drop(decode_events(topic, batch.records).events)
 
 
-def profiles_of(log: EventLog) -> list[Profile]:
+def profiles_of(log: ReadableLog) -> list[Profile]:
     """All content and users."""
     return [profile for topic, batch in _batches(log, CONTENT, USERS) for profile in decode_profiles(topic, batch.records)[0]]
 
@@ -55,7 +55,7 @@ def wants_context(registry: Registry) -> bool:
     return any(feature.kind == REQUEST for feature in registry.features)
 
 
-def _batches(log: EventLog, *topics: Topic) -> Iterator[tuple[Topic, Batch]]:
+def _batches(log: ReadableLog, *topics: Topic) -> Iterator[tuple[Topic, Batch]]:
     for topic in topics:
         for batch in log.read(topic):
             yield topic, batch

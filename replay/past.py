@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from online_store.deltas import entity_of_profile, kind_of_profiles
 from online_store.record import FORMS, pack_field
 from replay.history import events_of, profiles_of
-from replay.log import EventLog
+from replay.log import ReadableLog
 from schemas.aggregates import COUNTERS, ENTITY_ID, Tiles
 from schemas.columnar import table
 from schemas.columnar.events import pack
@@ -115,7 +115,7 @@ class Past:
 
 
 def read(
-    log: EventLog, registry: Registry, wanted: Mapping[str, Collection[Name]], repeat_offsets: int = REPEAT_OFFSETS
+    log: ReadableLog, registry: Registry, wanted: Mapping[str, Collection[Name]], repeat_offsets: int = REPEAT_OFFSETS
 ) -> dict[str, Past]:
     """The past of some entities, by kind. wanted: their names by kind."""
     hashes = {kind: np.unique(names_of(*zip(*names, strict=True))) for kind, names in wanted.items() if names}

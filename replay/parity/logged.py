@@ -13,7 +13,7 @@ from online_store.keys import entity_key, entity_of
 from online_store.snapshot.file import hashes_of
 from online_store.store import OnlineStore
 from replay import past
-from replay.log import EventLog
+from replay.log import ReadableLog
 from replay.parity.compare import Question
 from replay.parity.lag import explained
 from replay.parity.side import Ints, Reader, Said, Side
@@ -54,7 +54,7 @@ async def _lowest(reader: Reader, count: int) -> list[bytes]:
     return [keys[place] for place in order[:count].tolist()]
 
 
-def against(log: EventLog, drawn: Sequence[Drawn], question: Question, repeat_offsets: int) -> list[Tally]:
+def against(log: ReadableLog, drawn: Sequence[Drawn], question: Question, repeat_offsets: int) -> list[Tally]:
     """How each kind differs from what the log says: the log's values are the first of each pair."""
     wanted = {one.reader.kind: {entity_of(key)[::2] for key in one.keys} for one in drawn}
     pasts = past.read(log, drawn[0].reader.side.registry, wanted, repeat_offsets)

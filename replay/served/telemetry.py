@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from replay.log import EventLog
+from replay.log import ReadableLog
 from schemas import codec
 from schemas.errors import DecodeError
 from schemas.features import Registry
@@ -57,7 +57,7 @@ class Served:
         return Served(self.requests, self.table.filter(wanted), self.vectors[wanted], self.scored[wanted])
 
 
-def read(log: EventLog, registry: Registry, rows_count: int) -> Iterator[Served]:
+def read(log: ReadableLog, registry: Registry, rows_count: int) -> Iterator[Served]:
     """All telemetry of a log, at least so many rows at a time but the last; a request that stands there twice is taken once."""
     known: set[tuple[str, str]] = set()
     taken: list[RankTelemetry] = []

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from replay.log import EventLog
+from replay.log import ReadableLog
 from replay.served import telemetry
 from replay.served.labels import Labels, Outcome
 from replay.served.telemetry import OF_ITEM, OF_REQUEST, Served
@@ -90,7 +90,7 @@ class Group(NamedTuple):
 
 
 def groups(
-    log: EventLog, registry: Registry, labels: Labels, recomputed: Recomputed | None, shown: Callable[[int], None]
+    log: ReadableLog, registry: Registry, labels: Labels, recomputed: Recomputed | None, shown: Callable[[int], None]
 ) -> Iterator[Group]:
     """Of every served item that somebody saw: what was served, or what is recomputed. shown: told how many more served items were read."""
     for found in telemetry.read(log, registry, GROUP_ROWS):

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from replay import past
-from replay.log import EventLog
+from replay.log import ReadableLog
 from replay.past import Past, names_of
 from replay.served.telemetry import decoded
 from schemas.aggregates import ITEM, USER
@@ -65,7 +65,7 @@ class Verdicts:
             self.shown[name].append(example)
 
 
-def sample(log: EventLog, registry: Registry, count: int) -> tuple[list[Told], dict[str, int]]:
+def sample(log: ReadableLog, registry: Registry, count: int) -> tuple[list[Told], dict[str, int]]:
     """So many requests of a log, drawn by hash, and how many could not be drawn because of what."""
     left_out: Counter[str] = Counter()
     drawn: list[tuple[int, int, Told]] = []
@@ -95,7 +95,7 @@ def _unfit(found: RankTelemetry, registry: Registry) -> str:
 
 
 def verify(
-    log: EventLog, registry: Registry, told: Sequence[Told], shown: Callable[[int], None], repeat_offsets: int = REPEAT_OFFSETS
+    log: ReadableLog, registry: Registry, told: Sequence[Told], shown: Callable[[int], None], repeat_offsets: int = REPEAT_OFFSETS
 ) -> Verdicts:
     """Hold the vectors of requests against the log. shown: told how many more requests were done."""
     wanted = {

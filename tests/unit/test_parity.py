@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from online_store.ingest import Ingest
 from online_store.keys import Generation
 from online_store.memory import MemoryStore
-from replay.log import FileLog
+from replay.files import FileLog
 from replay.parity import lag
 from replay.parity.compare import Question, compare
 from replay.parity.logged import against, draw

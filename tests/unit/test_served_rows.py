@@ -10,8 +10,9 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
+from replay.files import FileLog
 from replay.history import events_of, read_history
-from replay.log import FileLog, Message
+from replay.log import Message
 from replay.served import training
 from replay.served.labels import ATTRIBUTION_MS, LONG_VIEW_MS, Labels
 from replay.served.training import Made, groups, write
@@ -158,7 +159,7 @@ def test_a_file_says_what_it_was_made_of(tmp_path: Path) -> None:
 def test_rows_are_written_group_by_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that no more than one has to be held."""
     monkeypatch.setattr(training, "GROUP_ROWS", 1)
-    monkeypatch.setattr("replay.log.BATCH_ROWS_MAX", 1)
+    monkeypatch.setattr("replay.files.BATCH_ROWS_MAX", 1)
     events = [
         record for number in range(3) for record in (served("a", request_id=f"r{number}"), impression(item_id="a", request_id=f"r{number}"))
     ]

@@ -11,7 +11,8 @@ from online_store.ingest import Ingest
 from online_store.memory import MemoryStore
 from ranker.rank import Ranker
 from ranker.reads import near
-from replay.log import FileLog, Message
+from replay.files import FileLog
+from replay.log import Message
 from replay.served import verify as verifying
 from replay.served.verify import NEAR_MS, lines, sample, verify
 from schemas import codec
