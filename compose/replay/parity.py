@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
+from compose.replay import sources
 from compose.settings import Settings
 from online_store.redis import RedisStore
 from online_store.store import OnlineStore
@@ -30,6 +31,7 @@ ARGUMENTS: tuple[tuple[str, dict[str, Any]], ...] = (
         "--against-log",
         {"type": int, "default": 0, "metavar": "COUNT", "help": "recompute so many users and items from the log, too"},
     ),
+    sources.ARGUMENT,
     ("--as-of-ms", {"type": int, "help": "event time in milliseconds UTC; now if absent"}),
 )
 
@@ -38,11 +40,11 @@ def parity(settings: Settings, arguments: argparse.Namespace) -> dict[str, Any]:
     """Compare two generations; exit code 1 where they differ. The whole report is in state_dir/parity."""
     started_s = time.monotonic()
     log = KafkaLog(settings.kafka_bootstrap, settings.topic_prefix, settings.kafka_security)
-    sources = [Source(topic.name, partition) for topic in SOURCES for partition in log.end_offsets(topic)]
-    question = Question(arguments.as_of_ms or _now_ms(), arguments.sample, arguments.tolerance, sources)
+    places = [Source(topic.name, partition) for topic in SOURCES for partition in log.end_offsets(topic)]
+    question = Question(arguments.as_of_ms or _now_ms(), arguments.sample, arguments.tolerance, places)
     with Progress(console=Console(stderr=True), disable=arguments.json or not sys.stderr.isatty(), transient=True) as progress:
         task = progress.add_task("keys", total=None)
-        said = asyncio.run(_parity(settings, arguments, question, log, lambda more: progress.update(task, advance=more)))
+        said = asyncio.run(_parity(settings, arguments, question, lambda more: progress.update(task, advance=more)))
     file = reports.save(settings.state_dir / "parity", said)
     return {
         **{name: said[name] for name in ("first", "second", "passed", "as_of_ms", "entities")},
@@ -55,9 +57,7 @@ def parity(settings: Settings, arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-async def _parity(
-    settings: Settings, arguments: argparse.Namespace, question: Question, log: KafkaLog, shown: Callable[[int], None]
-) -> reports.Report:
+async def _parity(settings: Settings, arguments: argparse.Namespace, question: Question, shown: Callable[[int], None]) -> reports.Report:
     store = RedisStore(settings.store_url, settings.features, tls=settings.store_tls)
     try:
         first, second = await _sides(store, arguments.first, arguments.second)
@@ -65,8 +65,8 @@ async def _parity(
         drawn = await logged.draw(store, second, question, arguments.against_log) if arguments.against_log else []
     finally:
         await store.close()
-    against_log = logged.against(log, drawn, question, settings.repeat_offsets) if drawn else []
-    return reports.report(first, second, question, _now_ms(), found, against_log)
+    told = logged.against(sources.chosen(settings, arguments.source), drawn, question, settings.repeat_offsets) if drawn else []
+    return reports.report(first, second, question, _now_ms(), found, told)
 
 
 async def _sides(store: OnlineStore, *names: str) -> list[Side]:

@@ -9,9 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
+from compose.replay import sources
 from compose.settings import Settings
 from replay.history import events_of, read_history
-from replay.log import KafkaLog
 from replay.served.labels import ATTRIBUTION_MS, LONG_VIEW_MS, Labels
 from replay.served.vectors import Recomputed
 
@@ -22,6 +22,7 @@ ARGUMENTS: tuple[tuple[str, dict[str, Any]], ...] = (
         {"choices": ["telemetry", "recomputed"], "default": "telemetry", "help": "as served, or as this registry would have"},
     ),
     ("--attribution-ms", {"type": int, "default": ATTRIBUTION_MS, "help": "how long after its request an act is a label"}),
+    sources.ARGUMENT,
 )
 
 
@@ -30,11 +31,11 @@ def rows(settings: Settings, arguments: argparse.Namespace) -> dict[str, Any]:
     from replay.served.training import Made, groups, write  # noqa: PLC0415  # pyarrow is 40 MB: other verbs do without
 
     started_s = time.monotonic()
-    log = KafkaLog(settings.kafka_bootstrap, settings.topic_prefix, settings.kafka_security)
+    log = sources.chosen(settings, arguments.source)
     made = Made(
         feature_version=settings.features.fingerprint,
         vectors=arguments.vectors,
-        source=f"kafka {settings.kafka_bootstrap} {settings.topic_prefix}".strip(),
+        source=f"{arguments.source}: lake {settings.lake[0]}, kafka {settings.kafka_bootstrap}, prefix {settings.topic_prefix!r}",
         attribution_ms=arguments.attribution_ms,
         long_view_ms=LONG_VIEW_MS,
         made_at_ms=time.time_ns() // 1_000_000,

@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
+from compose.replay import sources
 from compose.settings import Settings
-from replay.log import KafkaLog
 from replay.served import verify as verifying
 
 #: Requests that are drawn: with 100 items each, a formula that is wrong for one item in 10,000 is found. More take longer, half a minute a
@@ -18,13 +18,14 @@ REQUESTS_COUNT = 1_000
 
 ARGUMENTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--requests", {"type": int, "default": REQUESTS_COUNT, "help": "how many served requests are drawn"}),
+    sources.ARGUMENT,
 )
 
 
 def verify(settings: Settings, arguments: argparse.Namespace) -> dict[str, Any]:
     """Recompute served vectors; exit code 1 where the ranker computed something else, which no event under way explains."""
     started_s = time.monotonic()
-    log = KafkaLog(settings.kafka_bootstrap, settings.topic_prefix, settings.kafka_security)
+    log = sources.chosen(settings, arguments.source)
     told, left_out = verifying.sample(log, settings.features, arguments.requests)
     with Progress(console=Console(stderr=True), disable=arguments.json or not sys.stderr.isatty(), transient=True) as progress:
         task = progress.add_task("requests", total=len(told))
