@@ -81,7 +81,12 @@ class Comparison:
             self._again += [self.first.key(keys[place]) for place in new]
         while self._again:
             part, self._again = self._again[:BLOCK_COUNT], self._again[BLOCK_COUNT:]
-            self._settle(part, await look_again(self.first, self.second, part, self.question.sources))
+            look = await look_again(self.first, self.second, part, self.question.sources)
+            self._settle(part, look)
+            if not look.settled.any():
+                # One of them is not followed at all: the others would be waited for as long, and as vainly.
+                self.entities.unsettled += len(self._again)
+                self._again = []
 
     async def _blocks(self, side: Reader, shown: Shown) -> AsyncIterator[tuple[list[bytes], Hashes]]:
         """The sampled keys of a generation with their entities' hashes, some at a time."""
