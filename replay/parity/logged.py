@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import xxhash
 
 from online_store.keys import entity_key, entity_of
-from online_store.snapshot.file import hashes_of
 from online_store.store import OnlineStore
 from replay import past
 from replay.log import ReadableLog
@@ -49,9 +49,12 @@ async def draw(store: OnlineStore, side: Side, question: Question, count: int) -
 
 
 async def _lowest(reader: Reader, count: int) -> list[bytes]:
-    keys = [key async for key in reader.everybody()]
-    order = np.argsort(hashes_of(entity_key(entity_of(key)) for key in keys), kind="stable")
-    return [keys[place] for place in order[:count].tolist()]
+    drawn: list[tuple[int, bytes]] = []
+    async for key in reader.everybody():
+        drawn.append((xxhash.xxh3_64_intdigest(entity_key(entity_of(key))), key))
+        if len(drawn) > 10 * count:
+            drawn = sorted(drawn)[:count]
+    return [key for _, key in sorted(drawn)[:count]]
 
 
 def against(log: ReadableLog, drawn: Sequence[Drawn], question: Question, repeat_offsets: int) -> list[Tally]:

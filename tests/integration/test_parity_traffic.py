@@ -15,7 +15,7 @@ from replay.parity.compare import Question, compare
 from replay.parity.report import report
 from replay.parity.side import Side
 from schemas.features import REGISTRY
-from tests.worlds import NOW_MS, Log, click, content, impression
+from tests.worlds import NOW_MS, Log, click, content, impression, take
 
 FIRST, SECOND = Generation(1, REGISTRY.fingerprint), Generation(2, REGISTRY.fingerprint)
 #: Who is in every batch, so that they always change.
@@ -49,7 +49,7 @@ async def catch_up(log: Log, ingest: Ingest, rows_max: int) -> None:
     places = await ingest.positions(log.sources)
     for source in log.sources:
         while found := log.fetch(source, places[source], rows_max):
-            places[source] = await ingest.apply(ingest.decode(found))
+            places[source] = await take(ingest, found)
         await ingest.settle(source)
 
 

@@ -19,7 +19,7 @@ from schemas.features import REGISTRY
 from schemas.records import Record
 from schemas.topics import RANK_TELEMETRY, SOURCES, Source
 from tests.rankers import Model, answer, on, trained
-from tests.worlds import NOW_MS, click, content, impression, topic_of, user
+from tests.worlds import NOW_MS, click, content, impression, take, topic_of, user
 
 PAST: tuple[Record, ...] = (
     *(content(f"i{number}", NOW_MS, quality_score=number * 2.5) for number in range(4)),
@@ -67,7 +67,7 @@ async def follow(log: KafkaLog, store: RedisStore, number: int, *, skipped: str 
         await ingest.positions([Source(topic.name, partition) for partition in log.end_offsets(topic)])
         for batch in log.read(topic):
             records = [record._replace(value=b"spoilt") if topic.name == skipped else record for record in batch.records]  # type: ignore[attr-defined]  # KafkaLog's are tuples
-            await ingest.apply(ingest.decode(batch._replace(records=records)))
+            await take(ingest, batch._replace(records=records))
             await ingest.settle(batch.source)
 
 

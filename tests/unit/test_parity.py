@@ -26,7 +26,7 @@ from schemas.features import REGISTRY, Registry, ctr, impressions
 from schemas.records import Consent
 from schemas.topics import Batch, Source, StoredRecord, Topic
 from schemas.windows import DAY_MS, HOUR_MS, Window
-from tests.worlds import NOW_MS, Log, batch, click, content, impression, user
+from tests.worlds import NOW_MS, Log, batch, click, content, impression, take, user
 
 FIRST, SECOND = 3, 4
 
@@ -66,7 +66,7 @@ async def play(store: MemoryStore, number: int, log: Log, registry: Registry = R
     ingest = Ingest(store.of(registry), registry, target=generation)
     await ingest.positions(log.sources)
     for source in log.sources:
-        await ingest.apply(ingest.decode(batch(log.partitions[source], 0)))
+        await take(ingest, batch(log.partitions[source], 0))
         await ingest.settle(source)
 
 

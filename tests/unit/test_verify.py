@@ -20,7 +20,7 @@ from schemas.features import FORMULAS, REGISTRY
 from schemas.records import RankTelemetry, Record
 from schemas.topics import RANK_TELEMETRY, SOURCES
 from tests.rankers import Model, answer, on, telemetry, trained
-from tests.worlds import NOW_MS, click, content, dwell, impression, topic_of, user
+from tests.worlds import NOW_MS, click, content, dwell, impression, take, topic_of, user
 
 ASKED_MS = NOW_MS + 60_000
 PAST: tuple[Record, ...] = (
@@ -73,7 +73,7 @@ class World:
         for topic in SOURCES:
             for batch in self.log.read(topic):
                 await ingest.positions([batch.source])
-                await ingest.apply(ingest.decode(batch))
+                await take(ingest, batch)
                 await ingest.settle(batch.source)
 
     async def look(self) -> None:
