@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any
 
 from compose import settings as settings_module
 from compose.settings import Settings
@@ -50,8 +51,13 @@ def parser() -> argparse.ArgumentParser:
     """Every verb with its flags."""
     root = argparse.ArgumentParser(prog="millstream", description="Events to features to ranked responses, on Kafka and Redis.")
     verbs = root.add_subparsers(dest="verb", required=True, metavar="VERB")
+    families: dict[str, Any] = {}
     for name, verb in VERBS.items():
-        one = verbs.add_parser(name, help=verb.help, description=verb.help)
+        family, _, action = name.rpartition(" ")
+        if family and family not in families:
+            families[family] = _family(verbs, family)
+        one = families.get(family, verbs).add_parser(action, help=verb.help, description=verb.help)
+        one.set_defaults(verb=name)
         for argument, keywords in verb.arguments:
             one.add_argument(argument, **keywords)
         one.add_argument("--json", action="store_true", help="print one JSON object last")
@@ -60,6 +66,12 @@ def parser() -> argparse.ArgumentParser:
             flag = f"--{setting.name.replace('_', '-')}"
             group.add_argument(flag, metavar="VALUE", help=f"{setting.metadata['help']} (default: {setting.metadata['default'] or 'none'})")
     return root
+
+
+def _family(verbs: Any, name: str) -> Any:  # noqa: ANN401  # argparse names the type in private
+    """What the actions of a verb are added to, whose names are of two words: `replay cutover`."""
+    help_ = f"{name} ACTION: see `{name} --help`"
+    return verbs.add_parser(name, help=help_, description=help_).add_subparsers(required=True, metavar="ACTION")
 
 
 def sentence(result: Result) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import multiprocessing
@@ -23,7 +24,8 @@ from ranker.fronts.http import HttpFront
 from ranker.kafka import RankSettings, RankWorker
 from ranker.rank import Ranker
 from schemas import codec
-from schemas.errors import SettingsError, StoreAwayError
+from schemas.errors import BundleError, SettingsError, StoreAwayError, StoreError
+from schemas.features import Registry
 from schemas.records import RankRequest
 from streams.schema_registry import schema_ids
 
@@ -38,30 +40,29 @@ KEEP_ALIVE_S = 75
 #: every few requests. More would let what a library leaves behind pile up.
 GARBAGE_THRESHOLD = 50_000
 
+Found = tuple[bundles.Bundle, snapshots.Snapshot | None]
+
+log = logging.getLogger("millstream.serve")
+
 
 def serve(settings: Settings) -> str:
-    """Rank until SIGTERM or SIGINT, by the newest bundle. Returns its model_version.
+    """Rank until SIGTERM or SIGINT, by the model of the current generation. Returns its model_version at the start.
 
     Raises BundleError where there is none that fits, SettingsError for a snapshot that does not.
     """
-    bundle = bundles.load(bundles.latest(settings.models_uri), feature_version=settings.features.fingerprint)
-    snapshot = snapshots.load(settings.snapshot_file, settings.features) if settings.snapshot_file else None
-    asyncio.run(_serve(settings, bundle, snapshot))
-    return bundle.manifest.model_version
+    return asyncio.run(_serve(settings))
 
 
 def explain(settings: Settings, request: RankRequest) -> dict[str, Any]:
     """How a request would come to its slate now, ready for JSON. Raises MillstreamError where it would fall back."""
     codec.check_request(request)
-    bundle = bundles.load(bundles.latest(settings.models_uri), feature_version=settings.features.fingerprint)
-    return asyncio.run(_explain(settings, bundle, request))
+    return asyncio.run(_explain(settings, request))
 
 
-async def _explain(settings: Settings, bundle: bundles.Bundle, request: RankRequest) -> dict[str, Any]:
+async def _explain(settings: Settings, request: RankRequest) -> dict[str, Any]:
     store = RedisStore(settings.store_url, settings.features, STORE_TIMEOUT_S, settings.store_tls)
-    ranker = Ranker(store, settings.features, bundle, settings.budgets_ms, settings.slate)
     try:
-        await ranker.refresh()
+        _, ranker = await _ranker(settings, store)
         return await ranker.explain(request)
     except TimeoutError as error:
         raise StoreAwayError(f"the store at {without_password(settings.store_url)} did not answer in time. Is it up?") from error
@@ -69,10 +70,48 @@ async def _explain(settings: Settings, bundle: bundles.Bundle, request: RankRequ
         await store.close()
 
 
-async def _serve(settings: Settings, bundle: bundles.Bundle, snapshot: snapshots.Snapshot | None) -> None:
-    store = RedisStore(settings.store_url, settings.features, STORE_TIMEOUT_S, settings.store_tls)
-    ranker = Ranker(store, settings.features, bundle, settings.budgets_ms, settings.slate, snapshot)
+async def _ranker(settings: Settings, store: RedisStore) -> tuple[str, Ranker]:
+    """A ranker by the model of the current generation, and that model's version; while it cannot be had, by the newest for `features`."""
+    registry, (bundle, snapshot) = await _found_for_current(settings, store) or (settings.features, find(settings, settings.features, ""))
+    found = functools.partial(find, settings)
+    ranker = Ranker(store.of(registry), registry, bundle, settings.budgets_ms, settings.slate, snapshot, found)
     await ranker.refresh()
+    return bundle.manifest.model_version, ranker
+
+
+async def _found_for_current(
+    settings: Settings, store: RedisStore
+) -> tuple[Registry, tuple[bundles.Bundle, snapshots.Snapshot | None]] | None:
+    try:
+        pointer = await store.pointer()
+        registry = (await store.generations()).get(pointer.generation) if pointer else None
+        return (registry, find(settings, registry, pointer.model_version)) if pointer and registry else None
+    except (StoreError, BundleError) as error:
+        log.warning("what is current cannot be served yet: %s", error)
+        return None
+
+
+def find(settings: Settings, registry: Registry, model_version: str) -> Found:
+    """A bundle for a registry, the newest that fits if no version is named, and the snapshot, if there is one for that registry.
+
+    Raises BundleError where there is none that fits, SettingsError for a snapshot that does not fit `features`.
+    """
+    folder = settings.models_uri / model_version if model_version else bundles.latest(settings.models_uri, registry.fingerprint)
+    bundle = bundles.load(folder, feature_version=registry.fingerprint)
+    if settings.snapshot_file is None:
+        return bundle, None
+    try:
+        return bundle, snapshots.load(settings.snapshot_file, registry)
+    except SettingsError as error:
+        if registry.fingerprint == settings.features.fingerprint:
+            raise
+        log.warning("items that the store has lost are not looked up: %s", error)
+        return bundle, None
+
+
+async def _serve(settings: Settings) -> str:
+    store = RedisStore(settings.store_url, settings.features, STORE_TIMEOUT_S, settings.store_tls)
+    model_version, ranker = await _ranker(settings, store)
     group_id = f"{settings.group_id}-serve"
     names = RankSettings(settings.kafka_bootstrap, group_id, settings.topic_prefix, settings.reply_topics, settings.kafka_security)
     worker = RankWorker(names, ranker, schema_ids(settings.schema_registry_url))
@@ -88,7 +127,7 @@ async def _serve(settings: Settings, bundle: bundles.Bundle, snapshot: snapshots
                 address = (settings.http_host, settings.grpc_port)
                 await fronts.enter_async_context(rpc.listening(*address, DRAIN_S, shares_port=settings.processes > 1))
             _freeze()
-            logging.getLogger("millstream.serve").info("serve is up: model %s", bundle.manifest.model_version)
+            log.info("serve is up: model %s", model_version)
             working = asyncio.create_task(worker.run(stop))
             await asyncio.wait((working, asyncio.create_task(told.wait())), return_when=asyncio.FIRST_COMPLETED)
             # Readiness ends first: a balancer looks elsewhere while what is under way is answered.
@@ -98,6 +137,7 @@ async def _serve(settings: Settings, bundle: bundles.Bundle, snapshot: snapshots
         stop.set()
         await working
         await asyncio.to_thread(worker.flush)
+        return model_version
     finally:
         await store.close()
 

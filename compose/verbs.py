@@ -18,6 +18,7 @@ from compose import processes
 from compose import redrive as redrives
 from compose import topics as topics_module
 from compose.demo import run as demo_module
+from compose.replay import cutover
 from compose.settings import Settings
 from compose.stack.local import LocalStack
 from online_store.keys import Entity
@@ -205,6 +206,13 @@ def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+#: How a pointer is moved though something speaks against it.
+MOVING: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("--lag-max", {"type": int, "default": cutover.LAG_COUNT_MAX, "help": "events of Kafka that may be missing in it"}),
+    ("--force", {"action": "store_true", "help": "go on, and say what is being risked"}),
+)
+GENERATION = ("generation", {"metavar": "GENERATION", "help": "its name, for one g4"})
+
 VERBS: dict[str, Verb] = {
     "stack": Verb(
         stack,
@@ -252,6 +260,10 @@ VERBS: dict[str, Verb] = {
         ),
     ),
     "snapshot": Verb(snapshot, "write what the store knows of its items into the snapshot file"),
+    "replay generations": Verb(cutover.generations, "list the generations of the store"),
+    "replay cutover": Verb(cutover.cutover, "make a generation the current one", (GENERATION, *MOVING)),
+    "replay rollback": Verb(cutover.rollback, "make the generation before the current one current again", MOVING),
+    "replay drop": Verb(cutover.drop, "remove a generation that is not current", (GENERATION,)),
     "dead-letters": Verb(
         dead_letters,
         "list what could not be used, or send it again once that is mended",

@@ -4,7 +4,8 @@
 
 A worker may be a zombie, may be fed a batch twice or out of order, and the store may have lost what it acknowledged: the guards
 that the store returns decide, and where they and the batch disagree, the answer is an offset to go back to. Events are read from a
-stretch before the guards on, only to know again what a producer may repeat: a shard takes nothing of it.
+stretch before the guards on, only to know again what a producer may repeat: a shard takes nothing of it. What is known of the log holds
+in every generation, and so do dead letters: who goes over to another generation takes both along.
 """
 
 import asyncio
@@ -16,112 +17,144 @@ import numpy as np
 from numpy.typing import NDArray
 
 from online_store.deltas import NOTHING, Deltas, deltas_of_events, deltas_of_profiles, kind_of_profiles
-from online_store.keys import Generation
+from online_store.keys import LETTERS, Generation
 from online_store.record import layouts
+from online_store.sources.decoded import EVENT_TOPICS, Decoded, decode
+from online_store.sources.progress import ALL_SENT, Reading, begun
 from online_store.store import Move, OnlineStore, Step
 from schemas.codec import SchemaIds
-from schemas.columnar.events import Events
-from schemas.columnar.repeats import REPEAT_OFFSETS, Repeats
-from schemas.columns import Profile, decode_events, decode_profiles
+from schemas.columnar.repeats import REPEAT_OFFSETS
 from schemas.errors import GenerationError
 from schemas.features import Registry
-from schemas.topics import CLICKS, IMPRESSIONS, SOURCES, BadRecord, Batch, Source
+from schemas.topics import Batch, Source
 
 #: Records that one call to the store touches. More would not be done in one call's time where the store is slow, and a batch never; fewer
 #: cost a round trip each. A store that keeps up takes 25 ms for so many.
 KEYS_MAX = 4_000
+#: How often we look whether a rival has passed us (seconds): its guards of shards without rows move four times a second.
+LOOK_S = 0.05
 #: A call that takes longer (seconds) shows a store that does not keep up, well before a call misses its time.
 SLOW_S = 0.5
-
-TOPICS = {topic.name: topic for topic in SOURCES}
-EVENT_TOPICS = (IMPRESSIONS.name, CLICKS.name)
-
-
-@dataclass(slots=True)
-class Reading:
-    """Where the reading of one source stands. A return to the guards begins a new one, so that what was decoded before is told apart.
-
-    guards: int64 [shards], as far as we know; a shard without rows of late lags behind the position until `settle`. position: the next
-    offset to apply. decoded: the next one to decode, ahead of it while a batch is under way. lowest: the lowest guard when this began:
-    what stands before it was said and done.
-    """
-
-    guards: NDArray[np.int64]
-    position: int
-    decoded: int
-    lowest: int
-    repeats: Repeats
-
-
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """A batch, decoded.
-
-    reading: the one that it follows in, None where it does not follow. start: the first offset that is held. bad: what belongs into
-    dead-letters before the rest is applied. good_count, repeats_count: events and profiles to apply, and events dropped as repeats.
-    """
-
-    batch: Batch
-    reading: Reading | None = None
-    start: int = 0
-    events: Events | None = None
-    profiles: list[Profile] = field(default_factory=list)
-    bad: list[BadRecord] = field(default_factory=list)
-    good_count: int = 0
-    repeats_count: int = 0
 
 
 @dataclass(slots=True)
 class Ingest:
-    """Applies batches of a log to the current generation.
+    """Applies batches of a log to the current generation, or to a target.
 
-    schema_ids: schemas of a registry, for Confluent framing. repeat_offsets: how far back in its partition an event is looked for that
-    its producer sent before; 0 takes every event.
+    registry: of the first generation in an empty store; any other brings its own. schema_ids: schemas of a registry, for Confluent framing.
+    repeat_offsets: how far back in its partition an event is looked for that its producer sent before; 0 takes every event. target: a
+    registered generation to fill, whatever is current; nothing of it goes to dead-letters, for that is done where the current one is.
+    patience_s: how long a rival on the same generation is given to pass what we have decoded, so that it need not be decoded again.
     """
 
     store: OnlineStore
     registry: Registry
     schema_ids: SchemaIds = field(default_factory=dict)
     repeat_offsets: int = REPEAT_OFFSETS
+    target: Generation | None = None
+    patience_s: float = 0.0
     generation: Generation | None = None
     _readings: dict[Source, Reading] = field(default_factory=dict)
     _is_slow: bool = False
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def start(self) -> Generation:
-        """Find the current generation, or begin the first one in an empty store. Raises GenerationError if it is another registry's."""
-        generation = await self.store.begin(Generation(1, self.registry.fingerprint))
-        if generation.feature_version != self.registry.fingerprint:
+        """Take on the target, or the current generation, or the first one in an empty store, with its registry. Nothing may be under way.
+
+        Raises GenerationError where its registry is not known.
+        """
+        generation = self.target or await self.store.begin(self.generation or Generation(1, self.registry.fingerprint))
+        if self.target is None and generation.feature_version == self.registry.fingerprint:
+            # A store from before generations were registered has the pointer alone.
+            await self.store.register(generation, self.registry)
+        registry = (await self.store.generations()).get(generation)
+        if registry is None:
             message = (
-                f"generation {generation.name} holds records of registry {generation.feature_version}, ours is "
-                f"{self.registry.fingerprint}. Set `features` to that registry, or use another store for this one."
+                f"{generation.name} of registry {generation.feature_version} is not registered, and ours is {self.registry.fingerprint}. "
+                "Set `features` to that registry if it is current; if it was dropped, `millstream replay rebuild` makes another."
             )
             raise GenerationError(message)
+        if registry != self.registry:
+            self.store, self.registry = self.store.of(registry), registry
         self.generation = generation
         return generation
 
+    async def is_left(self) -> bool:
+        """Whether another generation is current than the one that we work on, and we are to work on the current one."""
+        if self.target or not self.generation:
+            return False
+        return await self.store.current() not in (None, self.generation)
+
+    async def switch(self) -> Generation:
+        """Take on the generation that is current now, and return it; `positions` of every source comes next. Nothing may be under way."""
+        generation = await self.start()
+        for reading in self._readings.values():
+            # Below every guard: of the new ones nothing is known, and whoever keeps that generation up to date may pass us.
+            reading.guards = np.full(generation.shards, -1)
+        return generation
+
     async def positions(self, sources: Sequence[Source]) -> dict[Source, int]:
-        """Where to read each source from: the lowest guard of its shards, events a stretch before it.
+        """Where to read each source from: the lowest guard of its shards, events a stretch before it; earlier if bad records are unsent.
 
         Loads the guards anew; begins again in an emptied store. Who comes back to guards that stand as it left them goes on where it was.
         """
-        generation = await self.start()
-        found = await self.store.guards(generation, sources)
-        for source, guards in zip(sources, found, strict=True):
-            if not self._is_current(source, guards):
-                self._readings[source] = self._begun(source, guards)
+        generation = await self._confirmed()
+        found = await self._guards(generation, sources)
+        sent = (await self.store.guards(LETTERS, sources))[:, 0].tolist()
+        for source, guards, letters in zip(sources, found, sent, strict=True):
+            known = self._readings.get(source)
+            if known is None or not known.is_current(guards):
+                self._readings[source] = self._begun(source, guards, letters)
         return {source: self._readings[source].position for source in sources}
 
-    def _is_current(self, source: Source, guards: NDArray[np.int64]) -> bool:
-        """Whether nobody moved a guard and all that was decoded is applied: what is known of the log is then still true."""
-        reading = self._readings.get(source)
-        return reading is not None and reading.decoded == reading.position and np.array_equal(reading.guards, guards)
+    async def _confirmed(self) -> Generation:
+        """Our generation, begun again in an emptied store. Raises GenerationError where it was dropped."""
+        if self.generation is None:
+            return await self.start()
+        if self.target is None and await self.store.begin(self.generation) == self.generation:
+            return self.generation
+        if self.generation not in await self.store.generations():
+            raise GenerationError(f"{self.generation.name} was dropped while we worked on it. Start again, on a generation that is there.")
+        return self.generation
 
-    def _begun(self, source: Source, guards: NDArray[np.int64]) -> Reading:
-        lowest = int(guards.min())
-        reach = self.repeat_offsets if source.topic in EVENT_TOPICS else 0
-        start = max(lowest - reach, 0)
-        return Reading(guards, start, start, lowest, Repeats(reach))
+    async def _guards(self, generation: Generation, sources: Sequence[Source]) -> NDArray[np.int64]:
+        """All guards of some sources, once no rival is about to pass us any more."""
+        found = await self.store.guards(generation, sources)
+        for _ in range(round(self.patience_s / LOOK_S)):
+            if not any(map(self._is_passing, sources, found)):
+                break
+            await asyncio.sleep(LOOK_S)
+            found = await self.store.guards(generation, sources)
+        return found
+
+    def _is_passing(self, source: Source, guards: NDArray[np.int64]) -> bool:
+        reading = self._readings.get(source)
+        return reading is not None and reading.is_being_passed(guards)
+
+    def _begun(self, source: Source, guards: NDArray[np.int64], sent_guard: int) -> Reading:
+        known = self._readings.get(source)
+        # Without a guard of its own, what was sent goes with the rest, as in a store from before there was one.
+        sent = ALL_SENT if self.target else max(sent_guard or int(guards.min()), known.sent if known else 0)
+        return begun(known, guards, sent, sent_guard, self.repeat_offsets if source.topic in EVENT_TOPICS else 0)
+
+    def sent(self, decoded: Decoded) -> None:
+        """Note that what is bad in a decoded batch stands in dead-letters now."""
+        reading = decoded.reading
+        if reading is not None and decoded.start <= reading.sent:
+            reading.sent = max(reading.sent, decoded.batch.following)
+
+    def send_again(self, source: Source, end: int) -> None:
+        """A log that ends before what was sent of it is another one: send what is bad in it."""
+        reading = self._readings[source]
+        if not self.target and reading.sent > end:
+            reading.sent = reading.lowest
+
+    async def keep_sent(self, source: Source) -> None:
+        """Keep in the store what was sent to dead-letters, for whoever reads the source next, in whatever generation."""
+        reading = self._readings[source]
+        if not self.target and reading.sent_guard != reading.sent:
+            move = Move(source, reading.sent_guard, reading.sent)
+            ((reading.sent_guard,),) = await self.store.apply(LETTERS, [Step(0, [move], NOTHING)])
 
     def progress(self, source: Source) -> int:
         """A number that grows with whatever the store takes of a source, a part of a batch included."""
@@ -133,24 +166,7 @@ class Ingest:
 
     def decode(self, batch: Batch) -> Decoded:
         """Take a batch apart; never raises for what a record holds. One that does not follow what was decoded before is empty."""
-        reading = self._readings[batch.source]
-        start = reading.decoded
-        if not batch.start <= start < batch.following:
-            return Decoded(batch)
-        reading.decoded = batch.following
-        if batch.source.topic in EVENT_TOPICS:
-            return self._decoded_events(batch, reading, start)
-        profiles, bad = decode_profiles(TOPICS[batch.source.topic], batch.records, self.schema_ids)
-        return Decoded(batch, reading, start, None, profiles, _unsent(bad, reading), len(profiles))
-
-    def _decoded_events(self, batch: Batch, reading: Reading, start: int) -> Decoded:
-        events, bad = decode_events(TOPICS[batch.source.topic], batch.records, self.schema_ids)
-        if batch.start < start:
-            events = events.where(events.offset >= start)
-        kept = reading.repeats.drop(events)
-        if batch.start < reading.lowest:
-            events, kept = (part.where(part.offset >= reading.lowest) for part in (events, kept))
-        return Decoded(batch, reading, start, kept, [], _unsent(bad, reading), len(kept), len(events) - len(kept))
+        return decode(batch, self._readings[batch.source], self.schema_ids)
 
     async def apply(self, batches: Sequence[Decoded]) -> dict[Source, int]:
         """Apply decoded batches, one a source at most, to the shards that they have rows for and that do not have them.
@@ -196,7 +212,7 @@ class Ingest:
 
         A store that was emptied before it had any guard has lost its generation alone: it begins again.
         """
-        standing = await self.store.guards(await self.start(), [source])
+        standing = await self.store.guards(await self._confirmed(), [source])
         if (standing[0] < self._readings[source].guards).any():
             return (await self.positions([source]))[source]
         return self._readings[source].position
@@ -263,8 +279,3 @@ def _parts(steps: Sequence[Step]) -> Iterator[list[Step]]:
             part, keys_count = [], 0
     if part:
         yield part
-
-
-def _unsent(bad: list[BadRecord], reading: Reading) -> list[BadRecord]:
-    """The bad records that are not in dead-letters for sure: a guard moves only behind what was sent."""
-    return [one for one in bad if one.record.offset >= reading.lowest]

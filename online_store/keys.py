@@ -2,7 +2,9 @@
 
     user:features:{g3.17}:<tenant>:<id>   record of a user in generation 3, shard 17 (item:, model: likewise)
     guard:{g3.17}                         hash: source -> next offset to apply
-    millstream:current                    the generation that is read
+    guard:{g0.0}                          hash: source -> the offset up to which dead letters were sent, whatever generation is read
+    millstream:current                    the generation that is read, as JSON of a Pointer
+    millstream:generations                hash: g3 -> that generation with its registry, as JSON of store.Registered
     answer:<tenant>:<request_id>          a rank response, kept so that a repeated request gets the same bytes
 
 and of a record in a snapshot, the same in every generation: user:<tenant>:<id>.
@@ -21,6 +23,7 @@ from schemas.aggregates import ENTITY_ID
 #: Shards of a new generation. More spread a cluster's load finer and cost a script call each a batch.
 SHARDS_COUNT = 64
 CURRENT = b"millstream:current"
+GENERATIONS = b"millstream:generations"
 #: Stands for every kind of record, as in a glob.
 ANY = "*"
 
@@ -36,6 +39,25 @@ class Generation(msgspec.Struct, frozen=True):
     def name(self) -> str:
         """How responses and keys call it."""
         return f"g{self.number}"
+
+
+#: No generation: its one shard has the guards of what was sent to dead-letters.
+LETTERS = Generation(0, "", 1)
+
+
+class Pointer(Generation, frozen=True):
+    """The generation that is read, and what a rollback goes back to.
+
+    model_version: by which rankers rank; empty is the newest that fits. previous: what it pointed to before, itself without one.
+    """
+
+    model_version: str = ""
+    previous: "Pointer | None" = None
+
+    @property
+    def generation(self) -> Generation:
+        """The generation alone."""
+        return Generation(self.number, self.feature_version, self.shards)
 
 
 class Entity(NamedTuple):

@@ -3,15 +3,18 @@
 Nothing expires here: it lives no longer than its process.
 """
 
-from collections.abc import AsyncIterator, Sequence
+import copy
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Self
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from online_store.deltas import Deltas
-from online_store.keys import ANY, Generation, guard_key, is_record
+from online_store.keys import ANY, CURRENT, Generation, Pointer, guard_key, is_record
 from online_store.record import Layout, layouts, merge
-from online_store.store import Step
+from online_store.store import Registered, Step, check_droppable, check_same, decoded_pointer, live
 from schemas.errors import StoreError
 from schemas.features import Registry
 from schemas.topics import Source
@@ -22,10 +25,20 @@ class MemoryStore:
 
     def __init__(self, registry: Registry) -> None:
         """Empty, for records of one registry."""
-        self._layouts: list[Layout] = list(layouts(registry).values())
+        self._lay_out(registry)
         self._values: dict[bytes, bytes] = {}
         self._guards: dict[bytes, dict[str, int]] = {}
-        self._current: Generation | None = None
+        self._generations: dict[bytes, bytes] = {}
+
+    def _lay_out(self, registry: Registry) -> None:
+        self._registry = registry
+        self._layouts: list[Layout] = list(layouts(registry).values())
+
+    def of(self, registry: Registry) -> Self:
+        """As OnlineStore.of: both see what either does."""
+        other = copy.copy(self)
+        other._lay_out(registry)  # noqa: SLF001  # it is one of us
+        return other
 
     async def apply(self, generation: Generation, steps: Sequence[Step]) -> list[list[int]]:
         """As OnlineStore.apply."""
@@ -71,12 +84,50 @@ class MemoryStore:
 
     async def current(self) -> Generation | None:
         """As OnlineStore.current."""
-        return self._current
+        pointer = await self.pointer()
+        return pointer.generation if pointer else None
 
     async def begin(self, generation: Generation) -> Generation:
         """As OnlineStore.begin."""
-        self._current = self._current or generation
-        return self._current
+        if CURRENT not in self._values:
+            self._values[CURRENT] = msgspec.json.encode(generation)
+            if generation.feature_version == self._registry.fingerprint:
+                await self.register(generation, self._registry)
+        return decoded_pointer(self._values[CURRENT]).generation
+
+    async def pointer(self) -> Pointer | None:
+        """As OnlineStore.pointer."""
+        found = self._values.get(CURRENT)
+        return decoded_pointer(found) if found else None
+
+    async def point(self, expected: Pointer | None, wanted: Pointer) -> bool:
+        """As OnlineStore.point."""
+        if await self.pointer() != expected:
+            return False
+        self._values[CURRENT] = msgspec.json.encode(wanted)
+        return True
+
+    async def register(self, generation: Generation, registry: Registry) -> None:
+        """As OnlineStore.register."""
+        raw = msgspec.json.encode(Registered(generation, registry))
+        check_same(self._generations.setdefault(generation.name.encode(), raw), generation)
+
+    async def generations(self) -> dict[Generation, Registry]:
+        """As OnlineStore.generations."""
+        return live(list(self._generations.values()))
+
+    async def drop(self, number: int, shown: Callable[[int], None] = lambda _: None) -> int:
+        """As OnlineStore.drop."""
+        name = f"g{number}".encode()
+        generation = check_droppable(number, self._generations.get(name), await self.current()).generation
+        found = [key for key in self._values if is_record(key, generation)]
+        for key in found:
+            del self._values[key]
+        for shard in range(generation.shards):
+            self._guards.pop(guard_key(generation, shard), None)
+        del self._generations[name]
+        shown(len(found))
+        return len(found)
 
     async def records(self, generation: Generation, kind: str = ANY) -> AsyncIterator[bytes]:
         """As OnlineStore.records."""
@@ -92,7 +143,7 @@ class MemoryStore:
         """Lose everything, as a store does that comes back empty."""
         self._values.clear()
         self._guards.clear()
-        self._current = None
+        self._generations.clear()
 
     async def close(self) -> None:
         """As OnlineStore.close: nothing is held."""

@@ -1,77 +1,47 @@
 """The online store on servers that speak the Redis protocol (Valkey or Redis, 7.0 or newer): one, a cluster, or behind sentinels."""
 
-import functools
+import copy
 import hashlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, NamedTuple, Self, cast
 
 import msgspec
 import numpy as np
-from hiredis import ReplyError
 from numpy.typing import NDArray
-from prometheus_client import Counter
 
 from online_store.deltas import Deltas
-from online_store.keys import ANY, CURRENT, Generation, guard_key, is_record, record_pattern
+from online_store.keys import ANY, CURRENT, GENERATIONS, Generation, Pointer, guard_key, is_record, record_pattern
 from online_store.record import Layout, layouts
 from online_store.servers.address import Tls
-from online_store.servers.node import Node, code_of, pack
+from online_store.servers.calls import answered, unfailed
+from online_store.servers.node import Node, pack
 from online_store.servers.routing import Command, Servers
-from online_store.store import Step
-from schemas.errors import StoreAwayError, StoreError
+from online_store.store import Registered, Step, check_droppable, check_same, decoded_pointer, live
 from schemas.features import Registry
 from schemas.topics import Source
 
-SCRIPT = Path(__file__).parent / "lua" / "apply.lua"
+LUA = Path(__file__).parent / "lua"
 #: Keys that one SCAN call looks at: more would hold the server's one thread for longer than a rank request can wait.
 SCAN_COUNT = 1_000
 
 #: What record.Layout.head packs, as Lua's struct spells it: the record's own numbers, then each ring's.
 LUA_HEAD, LUA_RING = "<Bi8i8", "BI4I4I4I4I8"
 
-STORE_CALLS = Counter("millstream_store_calls", "Calls to the online store, by how they ended.", ["call", "outcome"])
-#: Refusals that pass by themselves or when an operator acts: a restart, a failover, slots on their way, a full memory or disk.
-PASSING = frozenset(
-    {"LOADING", "BUSY", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "MOVED", "ASK", "TRYAGAIN", "NOREPLICAS", "OOM", "MISCONF"}
-)
-FULL = "ERR max number of clients"
-#: What to do about refusals that do not pass; for any other, a record is at fault.
-ADVICE = {
-    "NOAUTH": "Put user and password into store_url: redis://user:password@host.",
-    "NOPERM": "Grant that to the store's user: docs/operations.md has the whole ACL line.",
-}
 
-P = ParamSpec("P")
-T = TypeVar("T")
+class Script(NamedTuple):
+    """A Lua script: the command that loads it, and its digest."""
+
+    load: bytes
+    sha: bytes
+
+    @classmethod
+    def of(cls, text: str) -> "Script":
+        """For sending."""
+        return cls(pack(b"SCRIPT", b"LOAD", text.encode()), hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest().encode())
 
 
-def _answered(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """Count a call, and turn the client's errors into ours, in one place."""
-
-    @functools.wraps(call)
-    async def answered(*args: P.args, **kwargs: P.kwargs) -> T:
-        outcome = "error"
-        try:
-            answer = await call(*args, **kwargs)
-            outcome = "ok"
-        except OSError as error:
-            outcome = "away"
-            message = f"the store did not answer {call.__name__}: {error!r}. Is it up? `millstream stack status` tells."
-            raise StoreAwayError(message) from error
-        except ReplyError as error:
-            if code_of(error) in PASSING or str(error).startswith(FULL):
-                outcome = "away"
-                raise StoreAwayError(
-                    f"the store cannot do {call.__name__} now: {error}. It is tried again; an operator may have to act."
-                ) from error
-            advice = ADVICE.get(code_of(error), "Rebuild the generation from the log if a record is at fault.")
-            raise StoreError(f"the store refused {call.__name__}: {error}. {advice}") from error
-        finally:
-            STORE_CALLS.labels(call.__name__, outcome).inc()
-        return answer
-
-    return answered
+POINT = Script.of((LUA / "point.lua").read_text())
 
 
 class RedisStore:
@@ -83,78 +53,148 @@ class RedisStore:
     def __init__(self, url: str, registry: Registry, timeout_s: float = 5.0, tls: Tls | None = None) -> None:
         """Connects at the first call. Raises SettingsError for a url that is none."""
         self._servers = Servers(url, timeout_s, tls or Tls())
-        self._layouts = list(layouts(registry).values())
-        script = (lua_layouts(self._layouts) + SCRIPT.read_text()).encode()
-        self._script = pack(b"SCRIPT", b"LOAD", script)
-        self._sha = hashlib.sha1(script, usedforsecurity=False).hexdigest().encode()
+        self._lay_out(registry)
 
-    @_answered
+    def _lay_out(self, registry: Registry) -> None:
+        self._registry = registry
+        self._apply = Script.of(lua_layouts(list(layouts(registry).values())) + (LUA / "apply.lua").read_text())
+
+    def of(self, registry: Registry) -> Self:
+        """As OnlineStore.of."""
+        other = copy.copy(self)
+        other._lay_out(registry)  # noqa: SLF001  # it is one of us
+        return other
+
+    @answered
     async def apply(self, generation: Generation, steps: Sequence[Step]) -> list[list[int]]:
         """As OnlineStore.apply: one script call a shard, one pipelined round trip a node, all nodes at once.
 
         Where it raises, some steps may be applied: asked again, they answer `following`, for that is where their guards stand.
         """
         calls = [_script_call(generation, step) for step in steps]
-        evals = [Command(arguments[0], pack(b"EVALSHA", self._sha, count, *arguments)) for count, arguments in calls]
-        return cast("list[list[int]]", _unfailed(await self._servers.run(evals, self._script)))
+        evals = [Command(arguments[0], pack(b"EVALSHA", self._apply.sha, count, *arguments)) for count, arguments in calls]
+        return cast("list[list[int]]", unfailed(await self._servers.run(evals, self._apply.load)))
 
-    @_answered
+    @answered
     async def guards(self, generation: Generation, sources: Sequence[Source]) -> NDArray[np.int64]:
         """As OnlineStore.guards."""
         if not sources:
             return np.zeros((0, generation.shards), dtype=np.int64)
         names = [str(source) for source in sources]
         keys = [guard_key(generation, shard) for shard in range(generation.shards)]
-        answers = _unfailed(await self._servers.run([Command(key, pack(b"HMGET", key, *names)) for key in keys]))
+        answers = unfailed(await self._servers.run([Command(key, pack(b"HMGET", key, *names)) for key in keys]))
         return np.array([[int(guard or 0) for guard in answer] for answer in answers], dtype=np.int64).T
 
-    @_answered
+    @answered
     async def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """As OnlineStore.read: one MGET; in a cluster, one pipelined round trip a node."""
         if not keys:
             return []
         if self._servers.is_cluster:
-            return _unfailed(await self._servers.run([Command(key, pack(b"GET", key)) for key in keys]))
+            return unfailed(await self._servers.run([Command(key, pack(b"GET", key)) for key in keys]))
         return cast("list[bytes | None]", await self._do(b"MGET", *keys))
 
-    @_answered
     async def current(self) -> Generation | None:
         """As OnlineStore.current."""
-        found = await self._do(b"GET", CURRENT)
-        return _generation(found) if found else None
+        pointer = await self.pointer()
+        return pointer.generation if pointer else None
 
-    @_answered
+    @answered
     async def begin(self, generation: Generation) -> Generation:
         """As OnlineStore.begin."""
         found = await self._do(b"SET", CURRENT, msgspec.json.encode(generation), b"NX", b"GET")
-        return _generation(found) if found else generation
+        if not found and generation.feature_version == self._registry.fingerprint:
+            await self.register(generation, self._registry)
+        return decoded_pointer(found).generation if found else generation
+
+    @answered
+    async def pointer(self) -> Pointer | None:
+        """As OnlineStore.pointer."""
+        found = await self._do(b"GET", CURRENT)
+        return decoded_pointer(found) if found else None
+
+    @answered
+    async def point(self, expected: Pointer | None, wanted: Pointer) -> bool:
+        """As OnlineStore.point."""
+        standing: bytes | None = await self._do(b"GET", CURRENT)
+        if (decoded_pointer(standing) if standing else None) != expected:
+            return False
+        moving = pack(b"EVALSHA", POINT.sha, 1, CURRENT, standing or b"", msgspec.json.encode(wanted))
+        return unfailed(await self._servers.run([Command(CURRENT, moving)], POINT.load)) == [1]
+
+    @answered
+    async def register(self, generation: Generation, registry: Registry) -> None:
+        """As OnlineStore.register."""
+        raw, name = msgspec.json.encode(Registered(generation, registry)), generation.name.encode()
+        if not await self._do(b"HSETNX", GENERATIONS, name, raw):
+            check_same(await self._do(b"HGET", GENERATIONS, name) or raw, generation)
+
+    @answered
+    async def generations(self) -> dict[Generation, Registry]:
+        """As OnlineStore.generations."""
+        return live(await self._do(b"HVALS", GENERATIONS))
+
+    async def drop(self, number: int, shown: Callable[[int], None] = lambda _: None) -> int:
+        """As OnlineStore.drop. It looks again until nothing is left: who worked on it may not have heard at once."""
+        generation, count = await self._dropping(number), 0
+        before = -1
+        while count > before:
+            before = count
+            async for keys in self._pages(generation, ANY):
+                count += await self._unlink(keys)
+                shown(count)
+        await self._unlink([guard_key(generation, shard) for shard in range(generation.shards)])
+        await self._unregister(generation)
+        return count
+
+    @answered
+    async def _dropping(self, number: int) -> Generation:
+        """The generation, from now on one that is being dropped."""
+        name = f"g{number}".encode()
+        found = check_droppable(number, await self._do(b"HGET", GENERATIONS, name), await self.current())
+        await self._do(b"HSET", GENERATIONS, name, msgspec.json.encode(msgspec.structs.replace(found, dropping=True)))
+        return found.generation
+
+    @answered
+    async def _unlink(self, keys: Sequence[bytes]) -> int:
+        """How many were there. A key a command: those of a page may be on several nodes, and the server does others' commands between."""
+        return sum(unfailed(await self._servers.run([Command(key, pack(b"UNLINK", key)) for key in keys])))
+
+    @answered
+    async def _unregister(self, generation: Generation) -> None:
+        await self._do(b"HDEL", GENERATIONS, generation.name.encode())
 
     async def records(self, generation: Generation, kind: str = ANY) -> AsyncIterator[bytes]:
         """As OnlineStore.records: node by node. Keys that move to another node meanwhile may be left out."""
         seen: set[bytes] = set()
+        async for keys in self._pages(generation, kind):
+            for key in keys:
+                if key not in seen:
+                    seen.add(key)
+                    yield key
+
+    async def _pages(self, generation: Generation, kind: str) -> AsyncIterator[list[bytes]]:
+        """The keys of records as the servers list them: some may come twice."""
         for node in await self._primaries():
             cursor = b""
             while cursor != b"0":
                 cursor, keys = await self._scan(node, cursor or b"0", record_pattern(generation, kind))
-                for key in keys:
-                    if key not in seen and is_record(key, generation, kind):
-                        seen.add(key)
-                        yield key
+                yield [key for key in keys if is_record(key, generation, kind)]
 
-    @_answered
+    @answered
     async def _primaries(self) -> list[Node]:
         return await self._servers.primaries()
 
-    @_answered
+    @answered
     async def _scan(self, node: Node, cursor: bytes, pattern: bytes) -> tuple[bytes, list[bytes]]:
         command = pack(b"SCAN", cursor, b"MATCH", pattern, b"COUNT", SCAN_COUNT)
-        return cast("tuple[bytes, list[bytes]]", _unfailed(await node.execute(command, 1))[0])
+        return cast("tuple[bytes, list[bytes]]", unfailed(await node.execute(command, 1))[0])
 
-    @_answered
+    @answered
     async def keep_answers(self, answers: Sequence[tuple[bytes, bytes]], ttl_ms: int) -> list[bytes]:
         """As OnlineStore.keep_answers."""
         commands = [Command(key, pack(b"SET", key, answer, b"NX", b"GET", b"PX", ttl_ms)) for key, answer in answers]
-        kept = _unfailed(await self._servers.run(commands))
+        kept = unfailed(await self._servers.run(commands))
         return [answer if found is None else cast("bytes", found) for found, (_, answer) in zip(kept, answers, strict=True)]
 
     async def close(self) -> None:
@@ -163,27 +203,7 @@ class RedisStore:
 
     async def _do(self, name: bytes, key: bytes, *arguments: bytes | int) -> Any:  # noqa: ANN401  # whatever that command answers
         """One command on one key."""
-        return _unfailed(await self._servers.run([Command(key, pack(name, key, *arguments))]))[0]
-
-
-def _unfailed(answers: list[Any]) -> list[Any]:
-    """Answers, unless one of them is a failure: raises the first that is."""
-    failure = next((answer for answer in answers if isinstance(answer, Exception)), None)
-    if failure is None:
-        return answers
-    try:
-        raise failure
-    finally:
-        # It refers to this frame, and the frames to what was sent: named here it would be a cycle, and stay until somebody looks for those.
-        del failure, answers
-
-
-def _generation(raw: bytes) -> Generation:
-    try:
-        return msgspec.json.decode(raw, type=Generation)
-    except msgspec.DecodeError as error:
-        message = f"{CURRENT.decode()} holds {raw[:100]!r}, no generation ({error}). Somebody else writes to this store: delete the key."
-        raise StoreError(message) from error
+        return unfailed(await self._servers.run([Command(key, pack(name, key, *arguments))]))[0]
 
 
 def _script_call(generation: Generation, step: Step) -> tuple[int, list[bytes]]:

@@ -17,14 +17,17 @@ from schemas.features import Registry, Static
 async def describe(store: OnlineStore, registry: Registry, entity: Entity, as_of_ms: int) -> dict[str, Any]:
     """One entity as of a moment, ready for JSON; an unknown id is zeros with "known": False.
 
-    Raises SettingsError for a kind that the registry does not have, StoreError where the store is empty or away.
+    registry: of a generation that has none registered; any other brings its own. Raises SettingsError for a kind that its registry does
+    not have, StoreError where the store is empty or away.
     """
-    layout = layouts(registry).get(entity.kind)
-    if layout is None:
-        raise SettingsError(f"kind is {entity.kind!r}: the registry has {', '.join(registry.kinds)}.")
     generation = await store.current()
     if generation is None:
         raise StoreError("the store holds no generation yet. Start `millstream ingest` once to begin one.")
+    if generation.feature_version != registry.fingerprint:
+        registry = (await store.generations()).get(generation, registry)
+    layout = layouts(registry).get(entity.kind)
+    if layout is None:
+        raise SettingsError(f"kind is {entity.kind!r}: the registry has {', '.join(registry.kinds)}.")
     tiles = read(layout, await store.read([record_key(generation, entity)]), as_of_ms)
     named = [feature for feature in registry.features if feature.kind == entity.kind]
     return {

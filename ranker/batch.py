@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from online_store.keys import Generation
+from online_store.keys import Generation, Pointer
 from online_store.snapshot.file import Snapshot
 from online_store.store import OnlineStore
 from ranker import metrics
@@ -60,6 +60,7 @@ class Pipeline:
                 "Train a new bundle with `millstream train`."
             )
             raise BundleError(message)
+        self.manifest = bundle.manifest
         self._registry = registry
         self._budgets = budgets
         self._scorer = Scorer(bundle, registry.places[ITEM])
@@ -70,6 +71,10 @@ class Pipeline:
         self._popular = list(bundle.popularity)[:POPULAR_COUNT_MAX]
         self._ctr_at = longest_ctr_at(registry)
         self.rank([_nobodys(["nothing"], 0)], self._reader.unknown(1))
+
+    def fits(self, pointer: Pointer) -> bool:
+        """Whether it ranks what is current, by the model that is."""
+        return pointer.feature_version == self._registry.fingerprint and pointer.model_version in ("", self.manifest.model_version)
 
     def forget(self) -> None:
         """Another generation is current: nothing that was read holds any more."""

@@ -162,17 +162,20 @@ def load(folder: Path, *, feature_version: str | None = None) -> Bundle:
     return _proven(Bundle(folder, manifest, open_session(model, folder), top, model, _sample(folder, sample)))
 
 
-def latest(models_dir: Path) -> Path:
+def latest(models_dir: Path, feature_version: str | None = None) -> Path:
     """Return the folder with the newest created_at_ms among the bundles of models_dir; raises BundleError if there is none.
 
-    A folder without a manifest (a copy under way) or with a leading dot (a save under way) is no bundle.
+    feature_version: only among those of that registry. A folder without a manifest (a copy under way) or with a leading dot (a save under
+    way) is no bundle.
     """
-    folders = [path.parent for path in models_dir.glob(f"[!.]*/{MANIFEST}")]
-    if not folders:
+    found = {path.parent: read_manifest(path.parent) for path in models_dir.glob(f"[!.]*/{MANIFEST}")}
+    fitting = [folder for folder, manifest in found.items() if feature_version in (None, manifest.feature_version)]
+    if not fitting:
         raise BundleError(
-            f"{models_dir}: no bundle in it. Train one with `millstream train`, or set MILLSTREAM_MODELS_URI to a folder of bundles."
+            f"{models_dir}: no bundle in it{f' of feature_version {feature_version}' if found else ''}. "
+            "Train one with `millstream train`, or set MILLSTREAM_MODELS_URI to a folder of bundles."
         )
-    return max(folders, key=lambda folder: (read_manifest(folder).created_at_ms, folder.name))
+    return max(fitting, key=lambda folder: (found[folder].created_at_ms, folder.name))
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -23,6 +23,7 @@ from ranker.bundle import Bundle
 from ranker.encode import Facts
 from ranker.reads.answers import Answer, Answers, Call
 from ranker.reads.reader import Asked, Read
+from ranker.served.current import Current, Find, Served, no_other
 from ranker.slate.rules import NO_RULES, Rules
 from schemas.errors import BundleError, StoreError
 from schemas.features import Registry
@@ -55,15 +56,19 @@ class Ranker:
         budgets: Budgets = BUDGETS,
         rules: Rules = NO_RULES,
         snapshot: Snapshot | None = None,
+        find: Find = no_other,
     ) -> None:
-        """Its model is warm. snapshot: has items that the store may have lost.
+        """Its model is warm. snapshot: has items that the store may have lost. find: for other registries and models that become current.
 
         Raises BundleError for a bundle that was trained on another registry, or that cannot score, SettingsError for rules that do not fit.
         """
-        self._store = store
-        self._manifest = bundle.manifest
+
+        def make(of: Registry, model_version: str) -> Pipeline:
+            found, items = find(of, model_version)
+            return Pipeline(store.of(of), of, found, budgets, rules, items)
+
         self.budgets = budgets
-        self._pipeline = Pipeline(store, registry, bundle, budgets, rules, snapshot)
+        self._current = Current(store, Pipeline(store, registry, bundle, budgets, rules, snapshot), make)
         self._answers = Answers(store)
         self._calls: dict[bytes, Call] = {}
         self._waiting: deque[Call] = deque()
@@ -71,19 +76,15 @@ class Ranker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_reading = False
         self._next_read_s = 0.0
-        self.generation: Generation | None = None
+
+    @property
+    def generation(self) -> Generation | None:
+        """Which one new requests are ranked from; None where none is known."""
+        return self._current.served.generation
 
     async def refresh(self) -> None:
-        """Look which generation is current, and read of another one what is popular; a store that is away changes nothing."""
-        try:
-            found = await self._store.current()
-        except StoreError:
-            metrics.FALLBACKS.labels("refresh").inc()
-            return
-        if found != self.generation:
-            self._pipeline.forget()
-            self.generation = found
-            await self._pipeline.prewarm(found)
+        """As Current.refresh."""
+        await self._current.refresh()
 
     async def answer(self, request: RankRequest, received_s: float) -> Answer:
         """Answer a checked request. received_s: time.perf_counter() when it came in; its deadline counts from there.
@@ -119,11 +120,11 @@ class Ranker:
 
         Raises StoreError and TimeoutError where it would fall back for the store, BundleError where it would for the model.
         """
-        asked, generation = Asked(request, list(dict.fromkeys(request.candidate_item_ids))), self.generation
-        known = await self._pipeline.read(generation, [asked])
-        facts = self._facts(request, generation, Degraded.NONE)
+        asked, served = Asked(request, list(dict.fromkeys(request.candidate_item_ids))), self._current.served
+        known = await served.pipeline.read(served.generation, [asked])
+        facts = _facts(request, served, Degraded.NONE)
         named = ("request_id", "user_id", "model_version", "feature_version", "generation", "ts_ms")
-        return {name: getattr(facts, name) for name in named} | self._pipeline.explain(asked, known)
+        return {name: getattr(facts, name) for name in named} | served.pipeline.explain(asked, known)
 
     def _begin(self, call: Call) -> None:
         if len(self._waiting) >= WAITING_COUNT_MAX:
@@ -161,7 +162,7 @@ class Ranker:
 
     def _shed(self, call: Call, cause: str) -> None:
         metrics.FALLBACKS.labels(cause).inc()
-        self._settle([call], [self._pipeline.by_popularity(call.asked)])
+        self._settle([call], [self._served(call).pipeline.by_popularity(call.asked)])
 
     async def _read_all(self) -> None:
         """Read batch after batch; each is ranked while the store reads for the next."""
@@ -188,17 +189,18 @@ class Ranker:
         return not call.is_settled
 
     async def _read(self, batch: Sequence[Call]) -> None:
-        was_away = self._pipeline.is_store_away
+        served = self._served(batch[0])
+        was_away = served.pipeline.is_store_away
         for call in batch:
-            call.is_read, call.generation = True, self.generation
+            call.is_read, call.served = True, served
         try:
-            known = await self._pipeline.read(self.generation, [call.asked for call in batch])
+            known = await served.pipeline.read(served.generation, [call.asked for call in batch])
         except (TimeoutError, StoreError) as error:
             await self._unread(batch, error)
             return
         asyncio.get_running_loop().call_soon(self._rank, batch, known)
         if was_away:
-            self._go(self._pipeline.prewarm(self.generation))
+            self._go(served.pipeline.prewarm(served.generation))
 
     async def _unread(self, batch: Sequence[Call], error: TimeoutError | StoreError) -> None:
         """Fall back; where a record is at fault, only those fall back that asked for it."""
@@ -212,7 +214,7 @@ class Ranker:
 
     def _rank(self, batch: Sequence[Call], known: Read) -> None:
         try:
-            ranked = self._pipeline.rank([call.asked for call in batch], known)
+            ranked = self._served(batch[0]).pipeline.rank([call.asked for call in batch], known)
         except BundleError:
             self._fall_back(batch, "model")
         else:
@@ -221,7 +223,7 @@ class Ranker:
     def _fall_back(self, batch: Sequence[Call], cause: str) -> None:
         for call in filter(self._is_wanted, batch):
             try:
-                ranked = self._pipeline.fall_back(call.asked, cause)
+                ranked = self._served(call).pipeline.fall_back(call.asked, cause)
             except BaseException:
                 # A fault that nobody thought of is the loop's to tell, and the caller's answer must not hang on it.
                 self._shed(call, "fault")
@@ -259,7 +261,7 @@ class Ranker:
         answers = [(call.key, answer.response) for call, answer in zip(calls, ours, strict=True)]
         left_s = max(call.deadline_s for call in calls) - time.perf_counter()
         # A store that is left alone would hold up each of these answers for as long as they can wait.
-        patience_s = 0.0 if self._pipeline.is_store_away else left_s
+        patience_s = 0.0 if self._current.served.pipeline.is_store_away else left_s
         kept = await self._answers.keep(answers, max(patience_s, KEEP_MS_MIN / 1000))
         return [answer if response == answer.response else Answer(response, None) for answer, response in zip(ours, kept, strict=True)]
 
@@ -276,25 +278,23 @@ class Ranker:
 
     def _encoded(self, call: Call, ranked: Ranked, now_s: float) -> Answer:
         metrics.REQUESTS.labels(ranked.degraded).inc()
-        facts = self._facts(call.asked.request, call.generation or self.generation, ranked.degraded)
+        facts = _facts(call.asked.request, self._served(call), ranked.degraded)
         response = encode.response(ranked.items, facts, round((now_s - call.received_s) * 1000, 3))
         return Answer(response, encode.telemetry(ranked.items, facts, ranked.stale_ms))
 
-    def _facts(self, request: RankRequest, generation: Generation | None, degraded: Degraded) -> Facts:
-        return Facts(
-            request.request_id,
-            request.user_id,
-            self._manifest.model_version,
-            self._manifest.feature_version,
-            generation.name if generation else "",
-            degraded,
-            "default",
-            request.ts_ms,
-            request.tenant,
-        )
+    def _served(self, call: Call) -> Served:
+        """What a request is ranked by: by what it was read for, whatever is current meanwhile."""
+        call.served = call.served or self._current.served
+        return call.served
 
     def _go(self, work: "asyncio._CoroutineLike[None]") -> None:
         """Run beside what is under way; kept until it is done, for the loop itself does not."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _facts(request: RankRequest, served: Served, degraded: Degraded) -> Facts:
+    manifest, generation = served.pipeline.manifest, served.generation
+    named = (manifest.model_version, manifest.feature_version, generation.name if generation else "")
+    return Facts(request.request_id, request.user_id, *named, degraded, "default", request.ts_ms, request.tenant)

@@ -6,7 +6,7 @@ MillstreamError
 ├── DecodeError          bytes are not one of our records; carries the reason code of its dead letter
 ├── SchemaError          two versions of a record cannot read each other, or a schema is not known
 ├── StoreError           the online store refused a call or holds what it should not
-│   ├── GenerationError  the current generation was made for another registry
+│   ├── GenerationError  a generation is another registry's, is not there, or must not be dropped
 │   └── StoreAwayError   the store does not answer now: worth another try
 ├── LogError             Kafka, or a file in its place, did not take or give what it was asked
 ├── BundleError          a model folder is incomplete, was changed, or scores differently from its trainer
@@ -68,7 +68,7 @@ class StoreError(MillstreamError):
 
 
 class GenerationError(StoreError):
-    """The current generation was made for another registry."""
+    """A generation is another registry's, is not there, or must not be dropped."""
 
 
 class StoreAwayError(StoreError):

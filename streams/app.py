@@ -36,6 +36,11 @@ GUARD_CHECK_S = 5.0
 #: How often guards of shards without rows catch up (seconds). Less costs a call a shard and source each time; more lets a
 #: restart read further back.
 SETTLE_S = 0.25
+#: How often a worker looks which generation is current (seconds). With RIVAL_S it must stay inside the two seconds of a cutover.
+FOLLOW_S = 0.5
+#: How long who keeps a generation up to date is given to pass a live worker that comes to it (seconds): its guards of shards without rows
+#: move every SETTLE_S. Without, a stretch of every source is read again; more would let a cutover stand still where nobody is there.
+RIVAL_S = 1.0
 #: How often Kafka is asked where sources end (seconds): while a store holds everything up, nothing else tells the lag.
 LAG_S = 2.0
 #: Bytes that one answer of the broker holds of a partition. Under load it bounds a batch, and large batches touch a popular item's
@@ -90,11 +95,13 @@ def build(settings: IngestSettings, store: OnlineStore, registry: Registry) -> A
         producer_compression_type="gzip",
         stream_wait_empty=False,
     )
-    worker = Worker(app, Ingest(store, registry, schema_ids(settings.schema_registry_url), settings.repeat_offsets))
+    ingest = Ingest(store, registry, schema_ids(settings.schema_registry_url), settings.repeat_offsets, patience_s=RIVAL_S)
+    worker = Worker(app, ingest)
     app.positions = worker.assign
     add_agents(app, worker)
     app.timer(GUARD_CHECK_S, name="check_guards")(worker.check_guards)
     app.timer(SETTLE_S, name="settle")(worker.settle)
+    app.timer(FOLLOW_S, name="follow")(worker.follow)
     app.timer(LAG_S, name="observe_lag")(worker.observe_lag)
     return app
 

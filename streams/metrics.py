@@ -12,7 +12,7 @@ DEAD_LETTERS = Counter("millstream_dead_letters", "Records sent to dead-letters.
 REPEATS = Counter("millstream_repeats", "Events dropped because their producer had sent them before.", ["topic"])
 REWINDS = Counter(
     "millstream_rewinds",
-    "Times a source was read again: a batch did not follow, or the store had lost writes.",
+    "Times a source was read again: a batch did not follow, the store had lost writes, or another generation became current.",
     ["topic", "reason"],
 )
 LAG = Gauge("millstream_lag_records", "Records of a source not applied yet.", ["topic", "partition"])

@@ -2,7 +2,8 @@
 
 A batch is taken only if it was fetched from where the last one ended. Faust restarts a crashed agent with the *next* message, a
 rebalance leaves fetched batches behind, the store may come back without what it acknowledged: in each case the batch does not
-fit, and the partition is read again from where the guards stand. A worker that cannot go on stops, and its process exits non-zero.
+fit, and the partition is read again from where the guards stand. When another generation becomes current, the worker goes over to it
+between two batches. A worker that cannot go on stops, and its process exits non-zero.
 """
 
 import asyncio
@@ -11,9 +12,11 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from typing import TypeVar
 
-from online_store.ingest import Decoded, Ingest
+from online_store.ingest import Ingest
+from online_store.sources.decoded import Decoded
 from schemas.errors import LogError, StoreAwayError
 from schemas.topics import Batch, Source
 from streams import dead_letters, metrics
@@ -43,20 +46,46 @@ class Worker:
         self._rewinding: dict[Source, int] = {}
         self._overdue: dict[Source, int] = {}
         self._locks: dict[Source, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._placing = asyncio.Lock()
 
     async def assign(self, sources: Sequence[Source]) -> Mapping[Source, int]:
         """Where to read newly assigned sources from, as their guards say.
 
         Raises LogError where a guard stands past the end of its source.
         """
-        await self._finish(sources)
-        self._positions = await _patiently(lambda: self.ingest.positions(sources))
+        async with self._placing:
+            await self._finish(sources)
+            self._positions = await self._place(sources)
+            self._rewinding.clear()
+            metrics.LAG.clear()
+            return dict(self._positions)
+
+    async def _place(self, sources: Sequence[Source]) -> dict[Source, int]:
+        positions = await _patiently(lambda: self.ingest.positions(sources))
         # Guards first, then the ends, which only grow: other workers go on meanwhile.
         guards = {source: self.ingest.lowest_guard(source) for source in sources}
-        _check_ends(guards, await self.app.ends(sources))
-        self._rewinding.clear()
-        metrics.LAG.clear()
-        return dict(self._positions)
+        ends = await self.app.ends(sources)
+        _check_ends(guards, ends)
+        for source, end in ends.items():
+            self.ingest.send_again(source, end)
+        return positions
+
+    async def follow(self) -> None:
+        """Go over to the generation that is current, if that is another one than it was: no batch is under way meanwhile.
+
+        Of a source whose guards there are past us nothing is read again.
+        """
+        if not await _patiently(self.ingest.is_left):
+            return
+        async with self._placing, AsyncExitStack() as held:
+            for source in list(self._locks):
+                await held.enter_async_context(self._locks[source])
+            generation = await _patiently(self.ingest.switch)
+            for source, offset in (await self._place(list(self._positions))).items():
+                if offset != self._positions[source]:
+                    self._positions[source] = offset
+                    self._rewind(source, offset, "generation")
+        log.info("generation %s is current: ingest has gone over to it", generation.name)
 
     async def _finish(self, sources: Sequence[Source]) -> None:
         """Let batches under way end: of a source that stays here nothing has to be read again then."""
@@ -91,7 +120,11 @@ class Worker:
 
     async def settle(self) -> None:
         """Let the guards of shards without rows catch up, so that a restart does not read far back."""
-        await self._look_after(self.ingest.settle)
+        await self._look_after(self._settle)
+
+    async def _settle(self, source: Source) -> int:
+        await self.ingest.keep_sent(source)
+        return await self.ingest.settle(source)
 
     async def observe_lag(self) -> None:
         """Tell how far each source is behind, though nothing is fetched: a store that stands still holds up everything else."""
@@ -128,6 +161,7 @@ class Worker:
             decoded = self.ingest.decode(batch)
         with metrics.stage("dead_letters"):
             await dead_letters.send(self.app, decoded.bad)
+            self.ingest.sent(decoded)
         with metrics.stage("apply"):
             source = batch.source
             following = (await _patiently(lambda: self.ingest.apply([decoded]), lambda: self.ingest.progress(source)))[source]

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from online_store.keys import Entity, Generation, record_key
+from online_store.keys import Entity, Generation, Pointer, record_key
 from online_store.memory import MemoryStore
 from online_store.reading import read
 from online_store.record import layouts
@@ -25,7 +25,7 @@ from ranker.slate.rules import NO_RULES, Rules
 from ranker.training.fit import FitSettings, Fitted, TrainingRows, fit
 from schemas import codec
 from schemas.errors import StoreAwayError, StoreError
-from schemas.features import REGISTRY
+from schemas.features import REGISTRY, Registry
 from schemas.records import RankRequest, RankResponse, RankTelemetry
 from schemas.topics import CONTENT, RANK_RESPONSES, RANK_TELEMETRY
 from tests.worlds import NOW_MS, Log, click, content, impression, replay, user
@@ -56,10 +56,10 @@ class Failing(MemoryStore):
         await suffer(self.read_fault)
         return await super().read(keys)
 
-    async def current(self) -> Generation | None:
-        """As MemoryStore.current."""
+    async def pointer(self) -> Pointer | None:
+        """As MemoryStore.pointer."""
         await suffer(self.read_fault)
-        return await super().current()
+        return await super().pointer()
 
     async def keep_answers(self, answers: Sequence[tuple[bytes, bytes]], ttl_ms: int) -> list[bytes]:
         """As MemoryStore.keep_answers."""
@@ -89,21 +89,21 @@ def spoilt() -> None:
     raise StoreError("not a record")
 
 
-def trained(folder: Path) -> Model:
-    """A small model over the default registry's features, saved in a folder of bundles."""
+def trained(folder: Path, registry: Registry = REGISTRY, model_version: str = "m1") -> Model:
+    """A small model over a registry's features, saved in a folder of bundles."""
     draw = np.random.default_rng(3)
-    features = draw.uniform(0, 20, (400, len(REGISTRY.feature_names))).astype(np.float32)
+    features = draw.uniform(0, 20, (400, len(registry.feature_names))).astype(np.float32)
     features[draw.random(features.shape) < 0.2] = np.nan
     labels = np.nan_to_num(features[:, 10]) + np.nan_to_num(features[:, 4]) > 15
     rows = TrainingRows(features, labels, np.repeat(np.arange(40), 10))
     fitted = fit(rows, validation=rows, settings=FitSettings(trees_count_max=30, threads_count=1))
     bundle = bundles.save(
-        folder / "m1",
+        folder / model_version,
         fitted=fitted,
         rows_sample=features,
-        model_version="m1",
-        feature_version=REGISTRY.fingerprint,
-        feature_names=REGISTRY.feature_names,
+        model_version=model_version,
+        feature_version=registry.fingerprint,
+        feature_names=registry.feature_names,
         popularity=POPULAR,
         created_at_ms=NOW_MS,
         metrics=fitted.metrics,

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from online_store.keys import Generation
 from online_store.store import OnlineStore
 from ranker.reads.reader import Asked
+from ranker.served.current import Served
 from schemas import codec
 from schemas.errors import DecodeError, StoreError
 from schemas.topics import RANK_RESPONSES
@@ -32,7 +32,7 @@ class Call:
     """A request under way.
 
     received_s, deadline_s: time.perf_counter(). reserve_s: how long before its deadline it falls back. timer: of what happens at the
-    latest. ours: its answer, while it is being kept. callers: who waits. generation: what it was read from. is_read: whether its read has
+    latest. ours: its answer, while it is being kept. callers: who waits. served: what it is ranked by. is_read: whether its read has
     begun; is_settled: whether its slate is there; is_told: whether somebody has its telemetry.
     """
 
@@ -45,7 +45,7 @@ class Call:
     timer: asyncio.TimerHandle | None = None
     ours: Answer | None = None
     callers: int = 0
-    generation: Generation | None = None
+    served: Served | None = None
     is_read: bool = False
     is_settled: bool = False
     is_told: bool = False

@@ -16,24 +16,31 @@ from redis import asyncio as client
 
 from compose.stack.local import store_answers, store_command
 from online_store.deltas import NOTHING, Deltas
-from online_store.keys import Entity, Generation, answer_key, guard_key, record_key, shard_of
+from online_store.keys import Entity, Generation, Pointer, answer_key, guard_key, record_key, shard_of
 from online_store.memory import MemoryStore
 from online_store.reading import read
 from online_store.record import ROW, layouts
 from online_store.redis import RedisStore
 from online_store.store import Move, OnlineStore, Step
-from schemas.errors import SettingsError, StoreAwayError, StoreError
-from schemas.features import REGISTRY
+from replay.kuairand import REGISTRY as KUAIRAND_REGISTRY
+from schemas.aggregates import ITEM
+from schemas.errors import GenerationError, SettingsError, StoreAwayError, StoreError
+from schemas.features import REGISTRY, Registry
+from schemas.features import impressions as impressions_in
 from schemas.topics import Source
+from schemas.windows import DAYS_7
 from tests.servers import plain_client
 from tests.services import free_port
 from tests.worlds import NOW_MS, content, dump
 
 GENERATION = Generation(3, REGISTRY.fingerprint)
 SOURCE = Source("clicks", 5)
-OTHER = Source("clicks", 2)
+BESIDE = Source("clicks", 2)
 LAYOUTS = layouts(REGISTRY)
 KINDS = list(LAYOUTS)
+#: Another feed's: its records are laid out otherwise.
+OTHER = Registry((impressions_in("impressions_7d", ITEM, DAYS_7),))
+OTHERS = Generation(4, OTHER.fingerprint, shards=8)
 SERVERS = ["valkey", "redis-7.0", "cluster", "sentinel"]
 
 
@@ -182,21 +189,21 @@ async def test_each_step_of_a_call_stands_for_itself(store: OnlineStore) -> None
 
 async def test_a_step_of_several_sources_moves_all_their_guards(store: OnlineStore) -> None:
     """What they add to one record is added at once."""
-    moves = [Move(SOURCE, 0, 10), Move(OTHER, 0, 7)]
+    moves = [Move(SOURCE, 0, 10), Move(BESIDE, 0, 7)]
 
     told = await store.apply(GENERATION, [Step(1, moves, impressions("a"))])
 
-    assert (told, (await store.guards(GENERATION, [SOURCE, OTHER]))[:, 1].tolist(), await counted(store, "a")) == ([[10, 7]], [10, 7], 1)
+    assert (told, (await store.guards(GENERATION, [SOURCE, BESIDE]))[:, 1].tolist(), await counted(store, "a")) == ([[10, 7]], [10, 7], 1)
 
 
 @pytest.mark.parametrize("expected", [(0, 7), (10, 0), (10, 8)])
 async def test_a_step_of_several_sources_needs_all_their_guards(store: OnlineStore, expected: tuple[int, int]) -> None:
     """One that is not where it is thought to be holds all of it back, and all are told."""
-    await store.apply(GENERATION, [Step(1, [Move(SOURCE, 0, 10), Move(OTHER, 0, 7)], NOTHING)])
+    await store.apply(GENERATION, [Step(1, [Move(SOURCE, 0, 10), Move(BESIDE, 0, 7)], NOTHING)])
 
-    told = await store.apply(GENERATION, [Step(1, [Move(SOURCE, expected[0], 20), Move(OTHER, expected[1], 20)], impressions("a"))])
+    told = await store.apply(GENERATION, [Step(1, [Move(SOURCE, expected[0], 20), Move(BESIDE, expected[1], 20)], impressions("a"))])
 
-    assert (told, (await store.guards(GENERATION, [SOURCE, OTHER]))[:, 1].tolist(), await counted(store, "a")) == ([[10, 7]], [10, 7], 0)
+    assert (told, (await store.guards(GENERATION, [SOURCE, BESIDE]))[:, 1].tolist(), await counted(store, "a")) == ([[10, 7]], [10, 7], 0)
 
 
 async def test_a_call_without_steps_does_nothing(store: OnlineStore) -> None:
@@ -259,6 +266,159 @@ async def test_the_first_generation_that_begins_is_current(store: OnlineStore) -
     begun = [await store.begin(GENERATION), await store.begin(Generation(4, "other"))]
 
     assert (begun, await store.current()) == ([GENERATION, GENERATION], GENERATION)
+
+
+async def test_a_generation_that_begins_is_registered(store: OnlineStore) -> None:
+    """With the registry that its records are laid out by."""
+    await store.begin(GENERATION)
+
+    assert await store.generations() == {GENERATION: REGISTRY}
+
+
+@pytest.mark.parametrize("registry", [REGISTRY, KUAIRAND_REGISTRY, OTHER], ids=["ours", "kuairand", "other"])
+async def test_a_registered_registry_is_the_same_one(store: OnlineStore, registry: Registry) -> None:
+    """Its fingerprint too, by which models and records find each other."""
+    await store.register(Generation(5, registry.fingerprint), registry)
+
+    found = (await store.generations())[Generation(5, registry.fingerprint)]
+
+    assert (found, found.fingerprint, found.feature_names) == (registry, registry.fingerprint, registry.feature_names)
+
+
+async def test_generations_are_listed_by_number(store: OnlineStore) -> None:
+    """However they came."""
+    for number in (10, 2, 9):
+        await store.register(Generation(number, REGISTRY.fingerprint), REGISTRY)
+
+    assert [generation.number for generation in await store.generations()] == [2, 9, 10]
+
+
+async def test_a_number_belongs_to_one_generation(store: OnlineStore) -> None:
+    """Whoever registers it first; the same one again is nothing."""
+    await store.register(OTHERS, OTHER)
+    await store.register(OTHERS, OTHER)
+
+    with pytest.raises(GenerationError, match="g4 is taken"):
+        await store.register(Generation(4, REGISTRY.fingerprint), REGISTRY)
+
+    assert await store.generations() == {OTHERS: OTHER}
+
+
+async def test_a_store_of_another_registry_is_the_same_store(store: OnlineStore) -> None:
+    """What either writes both read, and records are laid out by the registry of the one that writes."""
+    other, layout = store.of(OTHER), layouts(OTHER)["item"]
+    row = np.array([(0, NOW_MS // layout.tile_ms, 1, 0, 0, 0, NOW_MS)], ROW)
+    await apply(store, impressions("a"))
+    await other.apply(OTHERS, [step(1, 0, Deltas([key("a", generation=OTHERS)], b"\0", row, []), 7)])
+
+    found = await store.read([key("a", generation=OTHERS)])
+    assert (int(read(layout, found, NOW_MS).counts[0, 0, 0]), await counted(other, "a")) == (1, 1)
+
+
+async def test_a_pointer_moves_from_where_it_was_seen(store: OnlineStore) -> None:
+    """And current is what it names, without the model that ranks."""
+    await store.begin(GENERATION)
+    seen = await store.pointer()
+    wanted = Pointer(4, OTHER.fingerprint, 8, "m-7", previous=seen)
+
+    moved = await store.point(seen, wanted)
+
+    assert (moved, await store.pointer(), await store.current()) == (True, wanted, OTHERS)
+
+
+async def test_a_pointer_that_somebody_else_moved_stays(store: OnlineStore) -> None:
+    """To them it is where they put it."""
+    await store.begin(GENERATION)
+    seen = await store.pointer()
+    theirs, ours = Pointer(4, OTHER.fingerprint, 8), Pointer(5, OTHER.fingerprint, 8)
+    await store.point(seen, theirs)
+
+    told = [await store.point(seen, ours), await store.point(None, ours)]
+
+    assert (told, await store.pointer()) == ([False, False], theirs)
+
+
+async def test_an_empty_store_has_no_pointer_and_takes_one(store: OnlineStore) -> None:
+    """None is where it was seen."""
+    told = [await store.pointer(), await store.point(None, Pointer(4, OTHER.fingerprint, 8))]
+
+    assert (told, await store.current()) == ([None, True], OTHERS)
+
+
+async def test_one_of_many_moves_the_pointer(store: OnlineStore) -> None:
+    """The first; all others saw what is no longer there."""
+    await store.begin(GENERATION)
+    seen = await store.pointer()
+
+    told = await asyncio.gather(*(store.point(seen, Pointer(number, REGISTRY.fingerprint)) for number in range(4, 24)))
+
+    assert sum(told) == 1
+
+
+async def test_a_dropped_generation_leaves_nothing(store: OnlineStore) -> None:
+    """Neither records nor guards nor its registration; whoever looks is told how many records are gone, and another generation stands."""
+    await store.begin(OTHERS)
+    await store.register(OTHERS, OTHER)
+    await store.register(GENERATION, REGISTRY)
+    names = [f"item-{number}" for number in range(3_000)]
+    await apply(store, impressions(*names))
+    other = impressions("a")
+    await store.apply(OTHERS, [step(1, 0, Deltas([key("a", generation=OTHERS)], other.kinds, other.rows, []), 7)])
+    shown: list[int] = []
+
+    count = await store.drop(GENERATION.number, shown.append)
+
+    left = [name async for name in store.records(GENERATION)]
+    others = [name async for name in store.records(OTHERS)]
+    assert (count, shown[-1], left, await guard(store), await store.generations()) == (3_000, 3_000, [], 0, {OTHERS: OTHER})
+    assert (others, (await store.guards(OTHERS, [SOURCE])).max()) == ([key("a", generation=OTHERS)], 7)
+
+
+async def test_the_current_generation_is_not_dropped(store: OnlineStore) -> None:
+    """Everybody reads it."""
+    await store.begin(GENERATION)
+    await apply(store, impressions("a"))
+
+    with pytest.raises(GenerationError, match="g3 is current"):
+        await store.drop(GENERATION.number)
+
+    assert (await counted(store, "a"), await store.generations()) == (1, {GENERATION: REGISTRY})
+
+
+async def test_a_generation_that_is_not_there_is_not_dropped(store: OnlineStore) -> None:
+    """A wrong number is told."""
+    with pytest.raises(GenerationError, match="g3 is not registered"):
+        await store.drop(GENERATION.number)
+
+
+async def test_a_drop_that_was_cut_off_goes_on(redis_store: RedisStore) -> None:
+    """Meanwhile nobody works on that generation: it is not listed, and its number is not free."""
+    await redis_store.begin(OTHERS)
+    await redis_store.register(GENERATION, REGISTRY)
+    await apply(redis_store, impressions("a", "b"))
+
+    def cut_off(_: int) -> None:
+        raise StoreAwayError("cut off")
+
+    with pytest.raises(StoreAwayError):
+        await redis_store.drop(GENERATION.number, cut_off)
+    between = await redis_store.generations()
+    with pytest.raises(GenerationError, match="being dropped"):
+        await redis_store.register(GENERATION, REGISTRY)
+    await apply(redis_store, impressions("c"), 10, 20)
+
+    await redis_store.drop(GENERATION.number)
+    assert (between, await listed(redis_store), await guard(redis_store), await redis_store.generations()) == ({}, [], 0, {})
+
+
+async def test_a_registration_that_another_version_wrote_is_told(redis_store: RedisStore, server: Any) -> None:  # noqa: ANN401  # untyped client
+    """Whose registry would read its records otherwise than they were written."""
+    await redis_store.register(OTHERS, OTHER)
+    raw = await server.hget("millstream:generations", "g4")
+    await server.hset("millstream:generations", "g4", raw.replace(b"impressions_7d", b"impressions_8d"))
+
+    with pytest.raises(StoreError, match=f"g4 is of registry {OTHER.fingerprint}"):
+        await redis_store.generations()
 
 
 async def test_records_are_listed_each_once(store: OnlineStore) -> None:
@@ -472,6 +632,11 @@ async def test_a_stopped_server_is_away_in_every_call(tmp_path: Path) -> None:
             "read": store.read([key("a")]),
             "current": store.current(),
             "begin": store.begin(GENERATION),
+            "pointer": store.pointer(),
+            "point": store.point(None, Pointer(4, OTHER.fingerprint)),
+            "register": store.register(OTHERS, OTHER),
+            "generations": store.generations(),
+            "drop": store.drop(4),
             "keep_answers": store.keep_answers([(b"answer", b"x")], 1_000),
             "records": listed(store),
         }

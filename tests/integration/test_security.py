@@ -42,8 +42,9 @@ from tests.worlds import impression
 #: What docs/operations.md tells operators to write: all that a worker needs of the store, and nothing else.
 ACL = (
     "user millstream on >PASSWORD resetchannels -@all "
-    "~*:features:* ~guard:* ~answer:* ~millstream:current "
-    "+evalsha +script|load +exists +get +mget +set +setrange +hget +hset +hmget +scan +select +role +cluster|slots +asking"
+    "~*:features:* ~guard:* ~answer:* ~millstream:current ~millstream:generations "
+    "+evalsha +script|load +exists +get +mget +set +setrange +hget +hset +hsetnx +hmget +hvals +hdel +unlink +scan "
+    "+select +role +cluster|slots +asking"
 )
 PASSWORD = "a p@ss:word/1,;="  # noqa: S105  # of servers that this test starts
 YEAR = timedelta(days=365)

@@ -48,7 +48,9 @@ class Mutation:
     contract: str = ""
 
 
-INGEST, WORKER, MEMORY, SCRIPT = "online_store/ingest.py", "streams/worker.py", "online_store/memory.py", "online_store/lua/apply.lua"
+INGEST, WORKER = "online_store/ingest.py", "streams/worker.py"
+DECODED, PROGRESS = "online_store/sources/decoded.py", "online_store/sources/progress.py"
+MEMORY, SCRIPT = "online_store/memory.py", "online_store/lua/apply.lua"
 MERGE = "self._values.update(self._merged(step.deltas))"
 MOVE = "guards.update({str(move.source): move.following for move in step.moves})"
 #: Seen by few runs, so that every test run can afford to try them.
@@ -67,9 +69,9 @@ MUTATIONS = (
         (
             Edit(WORKER, "if position == batch.start:", "if position is not None:"),
             Edit(
-                INGEST,
+                DECODED,
                 "if not batch.start <= start < batch.following:",
-                "start = max(start, batch.start)\n        if start >= batch.following:",
+                "start = max(start, batch.start)\n    if start >= batch.following:",
             ),
             Edit(INGEST, "batch.start <= self._readings", "self._readings"),
             Edit(INGEST, "decoded.start == reading.position", "decoded.start >= reading.position"),
@@ -101,7 +103,7 @@ MUTATIONS = (
     ),
     Mutation(
         "events before the guards are not read again to know their repeats",
-        (Edit(INGEST, "start = max(lowest - reach, 0)", "start = lowest"),),
+        (Edit(PROGRESS, "start = max(lowest - reach, 0)", "start = lowest"),),
     ),
     Mutation(
         "the script does not compare the guard",

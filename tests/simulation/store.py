@@ -15,11 +15,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from online_store.keys import ANY, Generation
+from online_store.keys import ANY, Generation, Pointer
 from online_store.memory import MemoryStore
 from online_store.store import OnlineStore, Step
 from schemas.errors import StoreAwayError, StoreError
-from schemas.features import REGISTRY
+from schemas.features import REGISTRY, Registry
 from schemas.topics import Source
 
 SHARD = re.compile(rb"\{g\d+\.(\d+)\}")
@@ -53,7 +53,7 @@ class Replicas:
     stale_accepted: int = 0
     snapshots: deque["Snapshot"] = field(default_factory=lambda: deque(maxlen=SNAPSHOTS_MAX))
 
-    async def apply(self, generation: Generation, step: Step) -> list[int]:
+    async def apply(self, registry: Registry, generation: Generation, step: Step) -> list[int]:
         """One step. Raises StoreAwayError before or after it was applied."""
         self.answer(step.shard)
         if self.refused:
@@ -62,7 +62,7 @@ class Replicas:
         if self.garbled:
             self.garbled -= 1
             await self._garble(generation, step)
-        standing = await self._apply(generation, step)
+        standing = await self._apply(registry, generation, step)
         if self.pick.random() < 0.05:
             self.keep()
         if self.unanswered:
@@ -70,12 +70,12 @@ class Replicas:
             raise StoreAwayError("the connection was reset before the answer came")
         return standing
 
-    async def _apply(self, generation: Generation, step: Step) -> list[int]:
+    async def _apply(self, registry: Registry, generation: Generation, step: Step) -> list[int]:
         guards = self.guards.setdefault(step.shard, {})
         names = [(generation.name, str(move.source)) for move in step.moves]
         stale = any(guards.get(name, 0) != move.expected for name, move in zip(names, step.moves, strict=True))
         before = state(self.primary) if stale else {}
-        (standing,) = await self.primary.apply(generation, [step])
+        (standing,) = await self.primary.of(registry).apply(generation, [step])
         if not stale:
             guards.update({name: move.following for name, move in zip(names, step.moves, strict=True)})
             return standing
@@ -170,10 +170,11 @@ def _shard(key: bytes) -> int | None:
 
 @dataclass(slots=True)
 class Connection(OnlineStore):
-    """What one process sees of the store. passed: called at every step at which it may be killed or stopped."""
+    """What one process sees of the store. passed: called at every step at which it may be killed or stopped. registry: of its records."""
 
     replicas: Replicas
     passed: Passed
+    registry: Registry = REGISTRY
 
     async def apply(self, generation: Generation, steps: Sequence[Step]) -> list[list[int]]:
         """As OnlineStore.apply, shard after shard; where one fails the others of the call may have been applied, as in a cluster."""
@@ -181,7 +182,7 @@ class Connection(OnlineStore):
         for step in steps:
             await self.passed("before a shard")
             try:
-                standing.append(await self.replicas.apply(generation, step))
+                standing.append(await self.replicas.apply(self.registry, generation, step))
             except StoreAwayError as error:
                 fault = error
             await self.passed("after a shard")
@@ -208,9 +209,37 @@ class Connection(OnlineStore):
         """As OnlineStore.read."""
         return await self.replicas.primary.read(keys)
 
+    def of(self, registry: Registry) -> "Connection":
+        """As OnlineStore.of."""
+        return replace(self, registry=registry)
+
     async def current(self) -> Generation | None:
         """As OnlineStore.current."""
         return await self.replicas.primary.current()
+
+    async def pointer(self) -> Pointer | None:
+        """As OnlineStore.pointer."""
+        await self.passed("pointer")
+        self.replicas.answer()
+        return await self.replicas.primary.pointer()
+
+    async def point(self, expected: Pointer | None, wanted: Pointer) -> bool:
+        """As OnlineStore.point."""
+        return await self.replicas.primary.point(expected, wanted)
+
+    async def register(self, generation: Generation, registry: Registry) -> None:
+        """As OnlineStore.register."""
+        self.replicas.answer()
+        await self.replicas.primary.register(generation, registry)
+
+    async def generations(self) -> dict[Generation, Registry]:
+        """As OnlineStore.generations."""
+        self.replicas.answer()
+        return await self.replicas.primary.generations()
+
+    async def drop(self, number: int, shown: Callable[[int], None] = lambda _: None) -> int:
+        """As OnlineStore.drop."""
+        return await self.replicas.primary.drop(number, shown)
 
     def records(self, generation: Generation, kind: str = ANY) -> AsyncIterator[bytes]:
         """As OnlineStore.records."""

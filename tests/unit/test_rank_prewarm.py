@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from online_store.keys import Entity, Generation, record_key
+from online_store.keys import Entity, Generation, Pointer, record_key
 from ranker.rank import Ranker
 from ranker.reads.breaker import FAILURES_MAX
 from schemas.features import REGISTRY
@@ -47,7 +47,7 @@ class Noting(Failing):
 
     def __init__(self) -> None:
         super().__init__()
-        self.now: Generation | None = None
+        self.now: Pointer | None = None
         self.keys: list[bytes] = []
         self.reads = 0
         self.asked = asyncio.Event()
@@ -64,9 +64,9 @@ class Noting(Failing):
         self.keys += keys
         return found
 
-    async def current(self) -> Generation | None:
-        """As MemoryStore.current."""
-        return self.now or await super().current()
+    async def pointer(self) -> Pointer | None:
+        """As MemoryStore.pointer."""
+        return self.now or await super().pointer()
 
     def popular(self, generation: Generation = GENERATION) -> int:
         """How many of the popular items were read."""
@@ -126,7 +126,7 @@ async def test_what_is_popular_is_read_again_after_an_outage(store: Noting, mode
 async def test_what_is_popular_is_read_of_another_generation(store: Noting, model: Model) -> None:
     """As soon as it is found to be the current one."""
     ranker = await on(store, model)
-    store.now = Generation(2, REGISTRY.fingerprint)
+    store.now = Pointer(2, REGISTRY.fingerprint)
     await ranker.refresh()
 
     assert store.popular(store.now) == len(POPULAR)
@@ -167,7 +167,7 @@ async def test_a_request_under_way_belongs_to_the_generation_it_was_read_from(st
     asked_ms = time.time_ns() // 1_000_000
     asking = asyncio.create_task(ask(ranker, "i2", "i4", ts_ms=asked_ms))
     await store.asked.wait()
-    store.now = Generation(2, REGISTRY.fingerprint)
+    store.now = Pointer(2, REGISTRY.fingerprint)
     await ranker.refresh()
     given = await asking
     store.read_fault = away

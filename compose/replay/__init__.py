@@ -1,0 +1,1 @@
+"""Replay as an operator runs it: `millstream replay ACTION`, a module for each group of actions."""

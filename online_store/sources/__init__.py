@@ -1,0 +1,1 @@
+"""What an ingest worker knows of each source that it reads."""

@@ -1,0 +1,1 @@
+"""By what requests are ranked at a time."""
