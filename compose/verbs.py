@@ -2,7 +2,9 @@
 
 import argparse
 import asyncio
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -19,6 +21,7 @@ from compose import redrive as redrives
 from compose import topics as topics_module
 from compose.demo import run as demo_module
 from compose.replay import cutover
+from compose.replay import rebuild as rebuilds
 from compose.settings import Settings
 from compose.stack.local import LocalStack
 from online_store.keys import Entity
@@ -77,6 +80,28 @@ def ingest(settings: Settings, _: Arguments) -> Result:
     )
     store = RedisStore(settings.store_url, settings.features, tls=settings.store_tls)
     return {"exit_code": asyncio.run(run_ingest(worker, store, settings.features))}
+
+
+def lake(settings: Settings, _: Arguments) -> Result:
+    """Run a sink of the lake until SIGTERM or Ctrl-C."""
+    from streams.lake.sink import LakeSettings, Sink  # noqa: PLC0415  # a lake's libraries are 60 MB: other verbs do without
+    from streams.lake.table import LakePlace  # noqa: PLC0415  # as above
+
+    _serve_metrics(settings, 0)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    chosen = LakeSettings(
+        settings.kafka_bootstrap,
+        f"{settings.group_id}-lake",
+        LakePlace(*settings.lake),
+        settings.topic_prefix,
+        settings.schema_registry_url,
+        settings.lake_retention_days,
+        settings.kafka_security,
+    )
+    Sink(chosen).run(stop)
+    return {"lake": chosen.lake.uri}
 
 
 def serve(settings: Settings, arguments: Arguments) -> Result:
@@ -231,6 +256,7 @@ VERBS: dict[str, Verb] = {
         ),
     ),
     "ingest": Verb(ingest, "run an ingest worker"),
+    "lake": Verb(lake, "write every topic to the lake"),
     "serve": Verb(serve, "run a ranking worker"),
     "train": Verb(
         train_,
@@ -260,6 +286,7 @@ VERBS: dict[str, Verb] = {
         ),
     ),
     "snapshot": Verb(snapshot, "write what the store knows of its items into the snapshot file"),
+    "replay rebuild": Verb(rebuilds.rebuild, "fill a generation from the lake and Kafka, and keep it up to date", rebuilds.ARGUMENTS),
     "replay generations": Verb(cutover.generations, "list the generations of the store"),
     "replay cutover": Verb(cutover.cutover, "make a generation the current one", (GENERATION, *MOVING)),
     "replay rollback": Verb(cutover.rollback, "make the generation before the current one current again", MOVING),

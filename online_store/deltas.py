@@ -13,7 +13,7 @@ from online_store.keys import Entity, Generation, record_head, record_key, shard
 from online_store.record import ROW, Layout
 from schemas.aggregates import COUNTERS, ENTITY_ID, ITEM, USER, adds
 from schemas.columnar.events import Events, concat
-from schemas.columnar.grouping import Grouped, Places, group, keys
+from schemas.columnar.grouping import Grouped, Places, Rings, coarsened, group, keys
 from schemas.columns import Profile
 from schemas.topics import CONTENT
 
@@ -48,11 +48,20 @@ def deltas_of_events(
     places = Places(np.repeat(np.arange(len(parts)), [len(part) for part in parts]), events.offset, guards)
     ids = np.stack([events.word(ENTITY_ID[kind]) for kind in layouts])
     tenants = events.word("tenant")
-    tile_ms = np.array([layout.tile_ms for layout in layouts.values()], np.int64)
+    rings = _rings(list(layouts.values()))
     added = adds(events.record, events.number("dwell_ms"))
-    grouped = group(events.text, ids, tenants, events.number("ts_ms"), added, tile_ms, places)
+    grouped = coarsened(group(events.text, ids, tenants, events.number("ts_ms"), added, rings.tile_ms, places), rings)
     raw, starts = keys(events.text, ids, tenants, grouped.kind, grouped.event, grouped.entities_at, *_heads(generation, tuple(layouts)))
     return _by_shard(grouped, raw.tobytes(), starts.tolist())
+
+
+def _rings(layouts: Sequence[Layout]) -> Rings:
+    most = max(len(layout.windows) for layout in layouts)
+    hop_ms, slots = np.zeros((2, len(layouts), most), np.int64)
+    for place, layout in enumerate(layouts):
+        hop_ms[place, : len(layout.windows)] = [window.hop_ms for window in layout.windows]
+        slots[place, : len(layout.windows)] = [window.slots_count for window in layout.windows]
+    return Rings(np.array([layout.tile_ms for layout in layouts], np.int64), hop_ms, slots)
 
 
 @functools.lru_cache(maxsize=8)

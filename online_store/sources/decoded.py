@@ -16,7 +16,8 @@ class Decoded:
     """A batch, decoded.
 
     reading: the one that it follows in, None where it does not follow. start: the first offset that is held. bad: what belongs into
-    dead-letters before the rest is applied. good_count, repeats_count: events and profiles to apply, and events dropped as repeats.
+    dead-letters before the rest is applied. good_count, repeats_count, bad_count: events and profiles to apply, events dropped as repeats,
+    and records that are no events, sent or not.
     """
 
     batch: Batch
@@ -27,6 +28,7 @@ class Decoded:
     bad: list[BadRecord] = field(default_factory=list)
     good_count: int = 0
     repeats_count: int = 0
+    bad_count: int = 0
 
 
 def decode(batch: Batch, reading: Reading, schema_ids: SchemaIds) -> Decoded:
@@ -38,7 +40,7 @@ def decode(batch: Batch, reading: Reading, schema_ids: SchemaIds) -> Decoded:
     if batch.source.topic in EVENT_TOPICS:
         return _decoded_events(batch, reading, start, schema_ids)
     profiles, bad = decode_profiles(TOPICS[batch.source.topic], batch.records, schema_ids)
-    return Decoded(batch, reading, start, None, profiles, _unsent(bad, reading), len(profiles))
+    return Decoded(batch, reading, start, None, profiles, _unsent(bad, reading), len(profiles), bad_count=_new(bad, reading))
 
 
 def _decoded_events(batch: Batch, reading: Reading, start: int, schema_ids: SchemaIds) -> Decoded:
@@ -48,9 +50,15 @@ def _decoded_events(batch: Batch, reading: Reading, start: int, schema_ids: Sche
     kept = reading.repeats.drop(events)
     if batch.start < reading.lowest:
         events, kept = (part.where(part.offset >= reading.lowest) for part in (events, kept))
-    return Decoded(batch, reading, start, kept, [], _unsent(bad, reading), len(kept), len(events) - len(kept))
+    counts = len(kept), len(events) - len(kept), _new(bad, reading)
+    return Decoded(batch, reading, start, kept, [], _unsent(bad, reading), *counts)
 
 
 def _unsent(bad: list[BadRecord], reading: Reading) -> list[BadRecord]:
     """The bad records that are not in dead-letters for sure: a guard moves only behind what was sent."""
     return [one for one in bad if one.record.offset >= reading.sent]
+
+
+def _new(bad: list[BadRecord], reading: Reading) -> int:
+    """How many of the bad records were not passed before."""
+    return sum(one.record.offset >= reading.lowest for one in bad)

@@ -19,6 +19,7 @@ EVENT_COLUMNS = {
     "item_id": pl.String,
     "ts_ms": pl.Int64,
     "dwell_ms": pl.Int64,
+    "position": pl.Int64,
     "model_version": pl.String,
     "tenant": pl.String,
     "offset": pl.Int64,

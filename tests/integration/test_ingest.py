@@ -365,7 +365,7 @@ def test_a_kafka_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 async def test_patience_with_the_store_ends_before_faust_gives_up_an_assignment(settings: IngestSettings, store_db: str) -> None:
     """Past broker_request_timeout Faust abandons an assignment and stays alive: a worker must have ended by then."""
     store = RedisStore(store_db, REGISTRY)
-    app = build(settings, store, REGISTRY)
+    app = build(settings, store, REGISTRY).app
     await store.close()
 
     assert app.conf.broker_request_timeout > STORE_PATIENCE_S + 10
