@@ -17,8 +17,9 @@ from typing import NamedTuple
 import numpy as np
 
 from online_store.deltas import NOTHING
-from online_store.ingest import Decoded, Ingest
+from online_store.ingest import Ingest
 from online_store.keys import Generation
+from online_store.sources.decoded import Decoded
 from online_store.store import Move, OnlineStore, Step
 from replay.log import ReadableLog
 from schemas.errors import GenerationError
