@@ -2,9 +2,7 @@
 
 import argparse
 import asyncio
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -82,26 +80,12 @@ def ingest(settings: Settings, _: Arguments) -> Result:
     return {"exit_code": asyncio.run(run_ingest(worker, store, settings.features))}
 
 
-def lake(settings: Settings, _: Arguments) -> Result:
+def lake_(settings: Settings, _: Arguments) -> Result:
     """Run a sink of the lake until SIGTERM or Ctrl-C."""
-    from streams.lake.sink import LakeSettings, Sink  # noqa: PLC0415  # a lake's libraries are 60 MB: other verbs do without
-    from streams.lake.table import LakePlace  # noqa: PLC0415  # as above
-
     _serve_metrics(settings, 0)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    chosen = LakeSettings(
-        settings.kafka_bootstrap,
-        f"{settings.group_id}-lake",
-        LakePlace(*settings.lake),
-        settings.topic_prefix,
-        settings.schema_registry_url,
-        settings.lake_retention_days,
-        settings.kafka_security,
-    )
-    Sink(chosen).run(stop)
-    return {"lake": chosen.lake.uri}
+    from compose import lake  # noqa: PLC0415  # its libraries are 60 MB: verbs without a lake do without
+
+    return {"lake": lake.sink(settings)}
 
 
 def serve(settings: Settings, arguments: Arguments) -> Result:
@@ -256,7 +240,7 @@ VERBS: dict[str, Verb] = {
         ),
     ),
     "ingest": Verb(ingest, "run an ingest worker"),
-    "lake": Verb(lake, "write every topic to the lake"),
+    "lake": Verb(lake_, "write every topic to the lake"),
     "serve": Verb(serve, "run a ranking worker"),
     "train": Verb(
         train_,

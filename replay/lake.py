@@ -1,12 +1,13 @@
 """The lake as a log to read (replay.log.ReadableLog): `Lake(lake_uri, storage_options)`, over the tables that `millstream lake` writes.
 
-Day by day, and in a day source by source in the order of offsets: days follow in that order, too (schemas/lake.py), while the rows of
-a day stand in any. A batch's records are columns (schemas.columnar.log.LogColumns): no object is made for a record. A day is sorted in
-memory; one that is larger than DAY_BYTES_MAX is first dealt into files of a temporary folder, a stretch of offsets each.
+Day by day, and in a day source by source in the order of offsets: days follow in that order, too (schemas/columnar/lake.py), while the
+rows of a day stand in any. A batch's records are columns (schemas.columnar.log.LogColumns): no object is made for a record. A day is
+sorted in memory; one that is larger than DAY_BYTES_MAX is first dealt into files of a temporary folder, a stretch of offsets each.
 """
 
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +16,20 @@ import pyarrow as pa
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 from numpy.typing import NDArray
+from polars.exceptions import PolarsError
 
 from replay.log import BATCH_ROWS_MAX
 from schemas.codec import SCHEMA_ID_HEADER
+from schemas.columnar.lake import offset_id, table_uri
 from schemas.columnar.log import LogColumns, Spans
 from schemas.errors import LogError
-from schemas.lake import offset_id, table_uri
 from schemas.topics import Batch, Source, Topic
 
 #: What a day's files may hold (bytes, compressed) to be sorted in memory, where they take some three times as much. More takes more memory;
 #: a larger day is written and read once more.
 DAY_BYTES_MAX = 128 << 20
+#: Above every offset: with it, one number sorts by partition first. It leaves room for 2^15 partitions.
+OFFSETS_MAX = 1 << 48
 Ints = NDArray[np.int64]
 #: The columns that make a record.
 READ = ("partition", "offset", "timestamp_ms", "key", "value", "headers")
@@ -61,21 +65,37 @@ class Lake:
     def _table(self, topic: Topic) -> DeltaTable | None:
         """None where the topic has no table. Raises LogError."""
         uri = table_uri(self._uri, topic)
-        try:
-            return DeltaTable(uri, storage_options=self._options)
-        except TableNotFoundError:
-            return None
-        except (DeltaError, OSError) as error:
-            raise LogError(f"the lake's table {uri} cannot be read: {error}. Mend lake_uri or lake_storage_options.") from error
+        with _readable(uri):
+            try:
+                return DeltaTable(uri, storage_options=self._options)
+            except TableNotFoundError:
+                return None
 
     def _read(self, table: DeltaTable, topic: Topic, following: dict[int, int], rows_max: int) -> Iterator[Batch]:
-        for rows in _days(table):
-            wanted = _from(rows, following).sort("partition", "offset")
-            for part in wanted.partition_by("partition", maintain_order=True):
-                partition = int(part["partition"][0])
-                for records in _slices(topic, partition, part, rows_max):
-                    yield Batch(Source(topic.name, partition), records, following.get(partition, 0))
+        uri = table_uri(self._uri, topic)
+        with _readable(uri):
+            for rows in _days(table, dict(following)):
+                for partition, part in _sources(rows, rows_max):
+                    records = _records(topic, partition, part)
+                    start, first = following.get(partition, 0), int(records.spans.offset[0])
+                    if first < start:
+                        raise LogError(_out_of_order(uri, partition, first, start))
+                    yield Batch(Source(topic.name, partition), records, start)
                     following[partition] = int(records.spans.offset[-1]) + 1
+
+
+@contextmanager
+def _readable(uri: str) -> Iterator[None]:
+    """Whatever a table does not give becomes a LogError that names it."""
+    try:
+        yield
+    except (DeltaError, PolarsError, OSError) as error:
+        raise LogError(f"the lake's table {uri} cannot be read: {error}. Mend lake_uri, lake_storage_options or the table.") from error
+
+
+def _out_of_order(uri: str, partition: int, offset: int, following: int) -> str:
+    where = f"{uri}: offset {offset} of partition {partition} stands behind offset {following - 1}"
+    return f"{where}. Something else than the sink wrote there: move the table away, and let the sink write it anew."
 
 
 def _ends(table: DeltaTable, topic: Topic) -> dict[int, int]:
@@ -83,37 +103,42 @@ def _ends(table: DeltaTable, topic: Topic) -> dict[int, int]:
     return {partition: table.transaction_version(offset_id(Source(topic.name, partition))) or 0 for partition in range(partitions)}
 
 
-def _days(table: DeltaTable) -> Iterator[pl.DataFrame]:
-    """A table's rows, day by day in any order; a day that is too large in parts whose offsets follow one another in each partition."""
+def _days(table: DeltaTable, starts: Mapping[int, int]) -> Iterator[pl.DataFrame]:
+    """A table's rows from `starts` on, day by day in any order; those of a large day in parts that follow one another in each partition."""
     files = pl.DataFrame(table.get_add_actions(flatten=True)).select("partition.day", "num_records", "size_bytes")
     days = files.group_by("partition.day").sum().sort("partition.day")
+    rows = pl.scan_delta(table).filter(_wanted(starts)) if starts else pl.scan_delta(table)
     for day, rows_count, bytes_count in days.iter_rows():
-        scan = pl.scan_delta(table).filter(pl.col("day") == day).select(READ)
+        of_day = rows.filter(pl.col("day") == day).select(READ)
         if bytes_count <= DAY_BYTES_MAX:
-            yield scan.collect()
+            yield of_day.collect()
         else:
-            yield from _dealt(scan, max(DAY_BYTES_MAX * rows_count // bytes_count, 1))
+            yield from _dealt(of_day, max(DAY_BYTES_MAX * rows_count // bytes_count, 1))
 
 
-def _dealt(scan: pl.LazyFrame, offsets_count: int) -> Iterator[pl.DataFrame]:
-    """Rows a stretch of offsets after the other, through files."""
+def _wanted(starts: Mapping[int, int]) -> pl.Expr:
+    return pl.col("offset") >= pl.col("partition").replace_strict(starts, default=0, return_dtype=pl.Int64)
+
+
+def _dealt(rows: pl.LazyFrame, offsets_count: int) -> Iterator[pl.DataFrame]:
+    """Rows a stretch of so many offsets after the other, through files."""
     with tempfile.TemporaryDirectory(prefix="millstream-lake-") as folder:
-        keys = {"partition": pl.col("partition"), "stretch": pl.col("offset") // offsets_count}
-        scan.sink_ipc(pl.PartitionBy(folder, key=keys, include_key=True), mkdir=True)
+        keys = {"source": pl.col("partition"), "stretch": pl.col("offset") // offsets_count}
+        rows.sink_ipc(pl.PartitionBy(folder, key=keys, include_key=False), mkdir=True)
         for stretch in sorted(Path(folder).glob("*/*"), key=lambda path: int(path.name.partition("=")[2])):
-            yield pl.read_ipc(stretch / "*.ipc", columns=list(READ))
+            yield pl.read_ipc(stretch / "*.ipc")
 
 
-def _from(rows: pl.DataFrame, following: Mapping[int, int]) -> pl.DataFrame:
-    """The rows that were not read before."""
-    starts = pl.col("partition").replace_strict(following, default=0, return_dtype=pl.Int64) if following else pl.lit(0)
-    return rows.filter(pl.col("offset") >= starts)
-
-
-def _slices(topic: Topic, partition: int, rows: pl.DataFrame, rows_max: int) -> Iterator[LogColumns]:
-    """Sorted rows of one source as records, at most rows_max at once."""
-    for part in rows.iter_slices(rows_max):
-        yield _records(topic, partition, part)
+def _sources(rows: pl.DataFrame, rows_max: int) -> Iterator[tuple[int, pl.DataFrame]]:
+    """Rows source by source, each in the order of offsets, at most rows_max at once."""
+    # Taking rows out of a frame of many chunks looks for the chunk of each.
+    rows = rows.rechunk()
+    order = (rows["partition"].cast(pl.Int64) * OFFSETS_MAX + rows["offset"]).arg_sort()
+    start = 0
+    for partition, count in rows["partition"].value_counts().sort("partition").iter_rows():
+        for first in range(start, start + count, rows_max):
+            yield partition, rows[order.slice(first, min(rows_max, start + count - first))]
+        start += count
 
 
 def _records(topic: Topic, partition: int, rows: pl.DataFrame) -> LogColumns:

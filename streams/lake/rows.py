@@ -12,10 +12,10 @@ import polars as pl
 import pyarrow as pa
 
 from schemas import codec
+from schemas.columnar.lake import RAW, SAID, TOMBSTONE, looked_up
 from schemas.columnar.table import event_table
 from schemas.columns import decode_events, decode_profiles
 from schemas.errors import DecodeError
-from schemas.lake import RAW, SAID, TOMBSTONE, looked_up
 from schemas.records import RankedItem, RankResponse, RankTelemetry, Record, ServedItem
 from schemas.topics import CLICKS, CONTENT, IMPRESSIONS, USERS, StoredRecord, Topic
 

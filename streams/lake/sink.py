@@ -95,14 +95,15 @@ class Sink:
         partitions, ids = self._count_partitions(), schema_ids(settings.schema_registry_url)
         self._tables = {name: Table(settings.lake, TOPICS[name], count, ids) for name, count in partitions.items()}
         self._ours: set[str] = set()
+        self._assigned: list[TopicPartition] | None = None
 
     def run(self, stop: Event) -> None:
         """Write until stopped, then what is pending. Raises LogError when it cannot go on."""
-        self._consumer.subscribe([*map(self._kafka_name, TOPICS.values())], on_assign=self._on_assign, on_revoke=self._on_revoke)
+        names = [self._kafka_name(topic) for topic in TOPICS.values()]
+        self._consumer.subscribe(names, on_assign=self._on_assign, on_revoke=self._on_revoke)
         try:
             with ThreadPoolExecutor(1, "upkeep") as beside:
                 self._write_until(stop, beside)
-            self._commit()
         finally:
             self._consumer.close()
 
@@ -111,7 +112,7 @@ class Sink:
         committed_s, looked_s = time.monotonic(), time.monotonic()
         under_way: Future[None] = beside.submit(lambda: None)
         while not stop.is_set():
-            self._take(self._consumer.consume(TAKE_ROWS, POLL_S))
+            self._poll()
             now_s = time.monotonic()
             if now_s - committed_s > self._settings.commit_s or self._pending_bytes() > PENDING_BYTES_MAX:
                 self._commit()
@@ -120,7 +121,17 @@ class Sink:
                 under_way.result()
                 under_way = beside.submit(self._look_after, sorted(self._ours))
                 looked_s = now_s
+        self._commit()
         under_way.result()
+
+    def _poll(self) -> None:
+        """Take what there is. Where partitions changed hands meanwhile, it may be from before that: all is read again then."""
+        messages = self._consumer.consume(TAKE_ROWS, POLL_S)
+        if self._assigned is None:
+            self._take(messages)
+        else:
+            places, self._assigned = self._assigned, None
+            self._begin(places)
 
     def _look_after(self, names: Sequence[str]) -> None:
         for name in names:
@@ -135,7 +146,7 @@ class Sink:
             error = message.error()
             if error is None:
                 record = _record(message)
-                found[record.topic.removeprefix(self._settings.topic_prefix)].append(record)
+                found[self._name(record)].append(record)
             elif error.code() not in PASSING and not error.retriable():
                 raise LogError(f"topic {message.topic()} cannot be read: {error}. Are the topics there? `millstream topics` creates them.")
         for name, records in found.items():
@@ -143,9 +154,8 @@ class Sink:
 
     def _commit(self) -> None:
         """Write what is pending, a transaction a table, and tell Kafka how far we are."""
-        for name, table in self._tables.items():
-            with metrics.LAKE_COMMIT.labels(name).time():
-                reached = table.commit(_today())
+        for table in self._tables.values():
+            reached = table.commit(_today())
             places = [TopicPartition(self._kafka_name(table.topic), partition, offset) for partition, offset in reached.items()]
             if places:
                 self._hint(places)
@@ -159,11 +169,17 @@ class Sink:
 
     def _tell_lag(self) -> None:
         for place in self._consumer.assignment():
-            name = str(place.topic).removeprefix(self._settings.topic_prefix)
+            name = self._name(place)
             _, end = self._consumer.get_watermark_offsets(place, cached=True)
             metrics.LAKE_LAG.labels(name, place.partition).set(max(end - self._tables[name].reached(place.partition), 0))
 
     def _on_assign(self, _: Consumer, places: list[TopicPartition]) -> None:
+        self._assigned = places
+
+    def _on_revoke(self, _: Consumer, __: list[TopicPartition]) -> None:
+        self._assigned = []
+
+    def _begin(self, places: list[TopicPartition]) -> None:
         """Read each partition from where its table ends. Raises LogError where the topic ends before that."""
         metrics.LAKE_LAG.clear()
         for table in self._tables.values():
@@ -172,27 +188,27 @@ class Sink:
             for place in ours:
                 place.offset = self._start(place, starts[place.partition])
         # Of several sinks the one that has a table's first partition looks after the table.
-        self._ours = {name for name in self._tables if any(place.partition == 0 and self._is(place, name) for place in places)}
+        self._ours = {self._name(place) for place in places if place.partition == 0}
         self._consumer.assign(places)
         log.info("the sink has partitions %s", ", ".join(sorted(f"{place.topic}/{place.partition}" for place in places)) or "none")
 
     def _start(self, place: TopicPartition, start: int | None) -> int:
         if start is None:
             return OFFSET_BEGINNING
-        first, end = self._consumer.get_watermark_offsets(place, KAFKA_ANSWER_S)
+        try:
+            first, end = self._consumer.get_watermark_offsets(place, KAFKA_ANSWER_S)
+        except KafkaException as error:
+            message = f"Kafka does not say where {place.topic}/{place.partition} ends: {error}. {kafka_advice(self._said)}"
+            raise LogError(message) from error
         if end < start:
             raise LogError(
                 f"{place.topic}/{place.partition} ends at offset {end}, and the lake has it up to {start}: the topic was made anew, or "
                 "lost its end. Move the lake's table away, or set lake_uri to another place."
             )
         if first > start:
-            metrics.LAKE_MISSED.labels(place.topic).inc(first - start)
+            metrics.LAKE_MISSED.labels(self._name(place)).inc(first - start)
             log.warning("%s/%s: Kafka removed offsets %s to %s before the lake had them", place.topic, place.partition, start, first - 1)
         return start
-
-    def _on_revoke(self, _: Consumer, __: list[TopicPartition]) -> None:
-        for table in self._tables.values():
-            table.begin(())
 
     def _count_partitions(self) -> dict[str, int]:
         """How many partitions each topic has. Raises LogError unless Kafka answers and has all."""
@@ -210,8 +226,9 @@ class Sink:
     def _kafka_name(self, topic: Topic) -> str:
         return self._settings.topic_prefix + topic.name
 
-    def _is(self, place: TopicPartition, name: str) -> bool:
-        return str(place.topic) == self._settings.topic_prefix + name
+    def _name(self, place: TopicPartition | StoredRecord) -> str:
+        """A topic without its prefix."""
+        return str(place.topic).removeprefix(self._settings.topic_prefix)
 
 
 def _today() -> date:

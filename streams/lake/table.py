@@ -7,7 +7,7 @@ this writer believes.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import date, timedelta
+from datetime import date
 from typing import NamedTuple
 
 import polars as pl
@@ -15,9 +15,10 @@ from deltalake import ColumnProperties, CommitProperties, DeltaTable, Transactio
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from schemas.codec import SchemaIds
+from schemas.columnar.lake import columns, day_id, offset_id, table_uri
 from schemas.errors import LogError
-from schemas.lake import columns, day_id, offset_id, table_uri
 from schemas.topics import Source, StoredRecord, Topic
+from schemas.windows import DAY_MS
 from streams import metrics
 from streams.lake.rows import rows_of
 
@@ -82,6 +83,8 @@ class Table:
         with trouble(self.uri):
             self._delta.update_incremental()
         found = {partition: self._standing(partition) for partition in partitions}
+        # A topic may get partitions while a sink runs.
+        self._partitions_count = Transaction(self.topic.name, max(self._partitions_count.version, 1 + max(found, default=0)))
         self._reached = {partition: reached or Reached(0, 0) for partition, reached in found.items()}
         self._taken = {partition: reached.offset for partition, reached in self._reached.items()}
         return {partition: reached and reached.offset for partition, reached in found.items()}
@@ -111,7 +114,7 @@ class Table:
             for partition, offset, day in rows.group_by("partition").agg(pl.max("offset", "day")).iter_rows()
         }
         written = [*self._transactions(reached), *self._counted()]
-        with trouble(self.uri):
+        with trouble(self.uri), metrics.LAKE_COMMIT.labels(self.topic.name).time():
             write_deltalake(
                 self._delta,
                 rows.select(*columns(self.topic)).to_arrow(compat_level=PLAIN),
@@ -173,6 +176,6 @@ def _another(uri: str, why: str) -> str:
 
 def _dated(rows: pl.DataFrame, reached: Mapping[int, Reached], today: int) -> pl.DataFrame:
     """Rows with their day: that of the timestamp, not before that of the row before it in its partition, not after today."""
-    own = (pl.col("timestamp_ms") // int(timedelta(days=1).total_seconds() * 1000)).clip(0, today).cum_max().over("partition")
+    own = (pl.col("timestamp_ms") // DAY_MS).clip(0, today).cum_max().over("partition")
     last = pl.col("partition").replace_strict({partition: to.day for partition, to in reached.items()}, return_dtype=pl.Int64)
     return rows.with_columns(pl.max_horizontal(own, last).cast(pl.Int32).cast(pl.Date).alias("day"))

@@ -12,7 +12,7 @@ import polars as pl
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError
 
-from schemas.lake import Z_ORDER, columns, looked_up, table_uri
+from schemas.columnar.lake import Z_ORDER, columns, looked_up, table_uri
 from schemas.topics import Topic
 from streams.lake.table import EPOCH, WRITTEN, LakePlace, trouble
 

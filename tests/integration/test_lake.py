@@ -7,17 +7,19 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
+from prometheus_client import REGISTRY
 
 from compose import topics
 from compose.stack.local import Server
 from replay.lake import Lake
 from schemas import codec
-from schemas.topics import CONTENT, IMPRESSIONS, TOPICS, Topic
-from streams.lake.sink import LakeSettings
+from schemas.topics import CONTENT, IMPRESSIONS, TOPICS, LogRecord, Topic
+from streams.lake.sink import LakeSettings, Sink
 from streams.lake.table import LakePlace
 from tests.lakes import lake_sink
 from tests.workers import (
@@ -65,15 +67,19 @@ def settings_at(kafka_bootstrap: str, topic_prefix: str, folder: Path, session_t
     return LakeSettings(kafka_bootstrap, group_id, place, topic_prefix, commit_s=0.2, session_timeout_s=session_timeout_s)
 
 
+def place_of(record: LogRecord) -> tuple[int, int]:
+    return record.partition, record.offset
+
+
 def places(settings: LakeSettings, topic: Topic) -> list[tuple[int, int]]:
     """Partition and offset of every row of a table."""
     batches = Lake(*settings.lake).read(topic)
-    return sorted((record.partition, record.offset) for batch in batches for record in batch.records)
+    return sorted(place_of(record) for batch in batches for record in batch.records)
 
 
 def logged(settings: LakeSettings, topic: Topic) -> list[tuple[int, int]]:
     """The same of a topic."""
-    return sorted((record.partition, record.offset) for record in log_records(settings.kafka_bootstrap, settings.topic_prefix + topic.name))
+    return sorted(place_of(record) for record in log_records(settings.kafka_bootstrap, settings.topic_prefix + topic.name))
 
 
 def reached(settings: LakeSettings) -> dict[str, int]:
@@ -93,6 +99,17 @@ def filled(settings: LakeSettings, *sinks: Process) -> None:
     wait_until(done, lambda: (reached(settings), wanted, [sink.log[-4_000:] for sink in sinks]))
 
 
+def begun(*sinks: Process) -> None:
+    """Return once sinks have partitions, or have ended."""
+    wait_until(lambda: all("has partitions" in sink.log or not sink.alive for sink in sinks), lambda: [sink.log for sink in sinks])
+
+
+def ended(*sinks: Process) -> int:
+    """Return once one of several sinks has ended, with its place."""
+    wait_until(lambda: not all(sink.alive for sink in sinks), lambda: [sink.log for sink in sinks])
+    return next(place for place, sink in enumerate(sinks) if not sink.alive)
+
+
 def test_the_lake_has_what_kafka_has(settings: LakeSettings, tmp_path: Path) -> None:
     """Keys, bytes, times and headers of every topic, a bad record's as well; and Kafka is told how far it is."""
     name = settings.topic_prefix + CONTENT.name
@@ -106,10 +123,30 @@ def test_the_lake_has_what_kafka_has(settings: LakeSettings, tmp_path: Path) -> 
     for topic in TOPICS.values():
         rows = [record for batch in Lake(*settings.lake).read(topic) for record in batch.records]
         found = log_records(settings.kafka_bootstrap, settings.topic_prefix + topic.name)
-        assert sorted(rows) == sorted(record._replace(topic=topic.name) for record in found)
+        assert sorted(rows, key=place_of) == sorted((record._replace(topic=topic.name) for record in found), key=place_of)
     hinted = committed(settings.kafka_bootstrap, settings.topic_prefix, settings.group_id, [CONTENT.name])
     assert {place: end for place, end in reached(settings).items() if place in hinted} == hinted
     assert hinted
+
+
+def test_a_sink_tells_how_far_it_is(settings: LakeSettings) -> None:
+    """Rows that it wrote, what a commit took, and that nothing is left."""
+    produce(settings.kafka_bootstrap, settings.topic_prefix, events(300))
+    count, before = len(logged(settings, IMPRESSIONS)), sample("rows_total")
+    stop = Event()
+    running = Thread(target=Sink(settings).run, args=[stop])
+    running.start()
+    wait_until(lambda: sample("rows_total") == before + count)
+    stop.set()
+    running.join()
+
+    assert [sample("lag_records", partition=str(at)) for at in range(PARTITIONS)] == [0, 0]
+    assert sample("commit_seconds_count") > 0
+
+
+def sample(name: str, **labels: str) -> float:
+    """A metric of the lake for impressions."""
+    return REGISTRY.get_sample_value(f"millstream_lake_{name}", {"topic": IMPRESSIONS.name, **labels}) or 0
 
 
 def test_the_command_writes_the_lake(settings: LakeSettings, tmp_path: Path) -> None:
@@ -117,7 +154,7 @@ def test_the_command_writes_the_lake(settings: LakeSettings, tmp_path: Path) -> 
     produce(settings.kafka_bootstrap, settings.topic_prefix, events(50))
     named = {"kafka_bootstrap": settings.kafka_bootstrap, "topic_prefix": settings.topic_prefix, "group_id": settings.group_id}
     with command(tmp_path, "lake", **named, state_dir=str(tmp_path)) as running:
-        wait_until(lambda: running.said("has partitions"))
+        begun(running)
         time.sleep(1)
         assert running.stop() == 0, running.log
 
@@ -125,12 +162,12 @@ def test_the_command_writes_the_lake(settings: LakeSettings, tmp_path: Path) -> 
 
 
 def test_a_sink_killed_at_any_moment_loses_and_repeats_nothing(short_settings: LakeSettings, tmp_path: Path) -> None:
-    """Ten times, while records keep coming."""
+    """Six times, while records keep coming."""
     chance = random.Random(7)
-    for seed in range(10):
+    for seed in range(6):
         produce(short_settings.kafka_bootstrap, short_settings.topic_prefix, events(500, seed))
         with lake_sink(tmp_path, short_settings) as sink:
-            wait_until(lambda sink=sink: sink.said("has partitions"))  # type: ignore[misc]  # a lambda cannot say its types
+            begun(sink)
             time.sleep(chance.random() * 0.6)
     with lake_sink(tmp_path, short_settings) as last:
         filled(short_settings, last)
@@ -142,25 +179,24 @@ def test_a_sink_killed_at_any_moment_loses_and_repeats_nothing(short_settings: L
 def test_two_sinks_by_mistake_write_every_offset_once(settings: LakeSettings, tmp_path: Path) -> None:
     """Each in a group of its own, so both read everything: whoever comes second ends, and says why."""
     groups = [settings, replace(settings, group_id=f"{settings.group_id}-other")]
-    ended = 0
     with ExitStack() as running:
-        sinks = [running.enter_context(lake_sink(tmp_path, one)) for one in groups]
-        for seed in range(5):
+        sinks = [running.enter_context(lake_sink(tmp_path, group)) for group in groups]
+        for seed in range(3):
+            begun(*sinks)
             produce(settings.kafka_bootstrap, settings.topic_prefix, events(400, seed))
-            time.sleep(0.7)
-            for place, sink in enumerate(sinks):
-                if not sink.alive:
-                    ended += "another writer changed the lake's table" in sink.log
-                    sinks[place] = running.enter_context(lake_sink(tmp_path, groups[place]))
-        filled(settings)
+            place = ended(*sinks)
+            assert "another writer changed the lake's table" in sinks[place].log
+            sinks[place] = running.enter_context(lake_sink(tmp_path, groups[place]))
+    with lake_sink(tmp_path, settings) as last:
+        filled(settings, last)
 
-    assert ended > 0
     assert places(settings, IMPRESSIONS) == logged(settings, IMPRESSIONS)
 
 
 def test_sinks_of_one_group_share_the_partitions(short_settings: LakeSettings, tmp_path: Path) -> None:
     """A second one joins and a first one leaves while records come: every offset is written once, and nobody ends with an error."""
     with lake_sink(tmp_path, short_settings) as first, lake_sink(tmp_path, short_settings) as second:
+        begun(first, second)
         for seed in range(4):
             produce(short_settings.kafka_bootstrap, short_settings.topic_prefix, events(400, seed))
             time.sleep(0.5)
@@ -175,7 +211,7 @@ def test_sinks_of_one_group_share_the_partitions(short_settings: LakeSettings, t
 def test_a_zombie_writes_nothing_twice(short_settings: LakeSettings, tmp_path: Path) -> None:
     """A sink that stood still while another one took its partitions has rows that the table has by now."""
     with lake_sink(tmp_path, short_settings) as zombie:
-        wait_until(lambda: zombie.said("has partitions"))
+        begun(zombie)
         produce(short_settings.kafka_bootstrap, short_settings.topic_prefix, events(2_000))
         zombie.pause()
         with lake_sink(tmp_path, short_settings) as other:
@@ -193,6 +229,7 @@ def test_what_a_transaction_took_back_is_not_in_the_lake(settings: LakeSettings,
     for end in (producer.commit_transaction, producer.abort_transaction, producer.commit_transaction):
         producer.begin_transaction()
         producer.produce(name, codec.encode(content()), b"i1", partition=0)
+        producer.flush()
         end()
     with lake_sink(tmp_path, settings) as sink:
         wait_until(lambda: len(places(settings, CONTENT)) == 2, lambda: sink.log)
@@ -217,8 +254,8 @@ def small_disk(folder: Path, size_bytes: int) -> Iterator[None]:
 
 def test_a_full_disk_ends_the_sink_and_loses_nothing(settings: LakeSettings, tmp_path: Path) -> None:
     """Whatever file it was that did not fit: with more room the next sink goes on from there."""
-    with small_disk(tmp_path / "lake", 1 << 20):
-        for seed in range(40):
+    with small_disk(tmp_path / "lake", 1 << 19):
+        for seed in range(20):
             produce(settings.kafka_bootstrap, settings.topic_prefix, events(1_000, seed))
         with lake_sink(tmp_path, settings) as sink:
             assert sink.exit_code() == 1, sink.log

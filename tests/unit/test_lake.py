@@ -2,10 +2,11 @@
 
 import hashlib
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -25,10 +26,10 @@ from tests.worlds import NOW_MS, SCHEMA_IDS, WIRES, click, content, dwell, impre
 
 DAY_MS = 86_400_000
 MIDNIGHT_MS = NOW_MS // DAY_MS * DAY_MS
-WHO = {"request_id": "r1", "user_id": "u1", "ts_ms": NOW_MS}
-VERSIONS = {"model_version": "m1", "feature_version": "f1", "generation": "g1", "degraded": "NONE", "arm": "a"}
+WHO: dict[str, Any] = {"request_id": "r1", "user_id": "u1", "ts_ms": NOW_MS}
+VERSIONS: dict[str, Any] = {"model_version": "m1", "feature_version": "f1", "generation": "g1", "degraded": "NONE", "arm": "a"}
 #: A record of every topic, and some of what its row says.
-SAID: list[tuple[Record, dict[str, object]]] = [
+SAID: Sequence[tuple[Record, dict[str, Any]]] = (
     (impression(position=3, model_version="m1"), {"user_id": "u1", "item_id": "i1", "position": 3, "model_version": "m1"}),
     (click(dwell_ms=9), {"record": "Click", "request_id": "r1", "dwell_ms": 9, "model_version": None, "position": None}),
     (dwell(dwell_ms=7), {"record": "Dwell", "ts_ms": NOW_MS, "dwell_ms": 7, "tenant": ""}),
@@ -47,7 +48,7 @@ SAID: list[tuple[Record, dict[str, object]]] = [
         DeadLetter(topic="clicks", partition=2, offset=5, reason="MALFORMED", detail="why", value=b"x", key=b"u1"),
         {"source_topic": "clicks", "source_partition": 2, "source_offset": 5, "reason": "MALFORMED", "detail": "why"},
     ),
-]
+)
 
 
 def rows(folder: Path, topic: Topic) -> pl.DataFrame:
@@ -89,7 +90,8 @@ def test_a_row_says_what_its_record_says(tmp_path: Path, record: Record, said: d
 @pytest.mark.parametrize("topic", TOPICS.values(), ids=lambda topic: topic.name)
 def test_a_bad_record_is_in_the_lake(tmp_path: Path, topic: Topic) -> None:
     """With its bytes, and nothing of what it might say; the good one beside it is as it is alone."""
-    good = next(stored(record, 1, timestamp=NOW_MS) for record, _ in SAID if topic_of(record) is topic)
+    record: Record = next(record for record, _ in SAID if topic_of(record) is topic)
+    good = stored(record, 1, timestamp=NOW_MS)
     sink(tmp_path, topic, [StoredRecord(topic.name, 0, 0, NOW_MS, b"u1", b"\xff", (("name", b"header"),)), good])
 
     bad, other = rows(tmp_path, topic).to_dicts()
@@ -116,9 +118,8 @@ def test_a_tombstone_names_whom_it_removes(tmp_path: Path, topic: Topic, column:
 @pytest.mark.parametrize("wire", WIRES)
 def test_events_decode_from_the_lake_as_from_the_log(tmp_path: Path, wire: str) -> None:
     """Whatever their wire form: headers that name a schema come back, too."""
-    records = [
-        stored(record, offset, wire=wire) for offset, record in enumerate([click("u1"), dwell("u2"), click("u3", model_version="m")])
-    ]
+    said: list[Record] = [click("u1"), dwell("u2"), click("u3", model_version="m")]
+    records = [stored(record, offset, wire=wire) for offset, record in enumerate(said)]
     sink(tmp_path, CLICKS, records)
 
     (batch,) = Lake(str(tmp_path)).read(CLICKS)
@@ -294,6 +295,25 @@ def test_a_table_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         Lake(str(tmp_path)).end_offsets(IMPRESSIONS)
 
 
+def test_a_file_that_is_gone_is_told(tmp_path: Path) -> None:
+    """Reading ends with an error instead of going past it."""
+    sink(tmp_path, IMPRESSIONS, shown(10))
+    next((tmp_path / "impressions").glob("day=*/*.parquet")).unlink()
+
+    with pytest.raises(LogError, match="impressions cannot be read"):
+        list(Lake(str(tmp_path)).read(IMPRESSIONS))
+
+
+def test_rows_of_somebody_else_are_not_read_past(tmp_path: Path) -> None:
+    """A later offset in an earlier day was not written by the sink: reading on would leave out what is between."""
+    sink(tmp_path, IMPRESSIONS, shown(10, timestamp=NOW_MS + DAY_MS))
+    row = rows(tmp_path, IMPRESSIONS).head(1).with_columns(pl.lit(day_of(NOW_MS)).alias("day"), offset=pl.lit(20, pl.Int64))
+    row.write_delta(str(tmp_path / "impressions"), mode="append")
+
+    with pytest.raises(LogError, match="offset 0 of partition 0 stands behind offset 20"):
+        list(Lake(str(tmp_path)).read(IMPRESSIONS))
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_every_offset_once_whatever_writers_do(tmp_path: Path, seed: int) -> None:
     """Two writers that believe they own everything, of which any may die with rows taken, and upkeep in between."""
@@ -325,3 +345,19 @@ def test_every_offset_once_whatever_writers_do(tmp_path: Path, seed: int) -> Non
     last.commit(TODAY)
 
     assert sorted(offsets(Lake(str(tmp_path)).read(IMPRESSIONS))) == [(record.partition, record.offset) for part in log for record in part]
+
+
+def test_a_person_can_be_forgotten(tmp_path: Path) -> None:
+    """As docs/lake.md says: no file has their rows any more, and the log is read over the holes."""
+    bad = StoredRecord(IMPRESSIONS.name, 0, 20, NOW_MS, b"u1", b"\xff of u1")
+    records = [stored(impression(f"u{offset % 2}", request_id=f"of-u{offset % 2}"), offset) for offset in range(20)]
+    sink(tmp_path, IMPRESSIONS, [*records, bad])
+    table = DeltaTable(str(tmp_path / IMPRESSIONS.name))
+
+    table.delete("user_id = 'u1'")
+    table.delete("key = X'7531'")
+    table.vacuum(0, dry_run=False, enforce_retention_duration=False)
+
+    held = pl.read_parquet(tmp_path / "impressions" / "**" / "*.parquet")
+    assert held["key"].unique().to_list() == [b"u0"]
+    assert [record.offset for batch in Lake(str(tmp_path)).read(IMPRESSIONS) for record in batch.records] == [*range(0, 20, 2)]
