@@ -84,6 +84,7 @@ class Sink:
                 **settings.security,
                 "group.id": settings.group_id,
                 "session.timeout.ms": int(settings.session_timeout_s * 1000),
+                "heartbeat.interval.ms": int(settings.session_timeout_s * 1000 / 4),
                 "isolation.level": "read_committed",
                 # Where retention has removed what comes next, go on with what is left.
                 "auto.offset.reset": "earliest",
