@@ -133,8 +133,8 @@ class Ingest:
 
     def _begun(self, source: Source, guards: NDArray[np.int64], sent_guard: int) -> Reading:
         known = self._readings.get(source)
-        # Without a guard of its own, what was sent goes with the rest, as in a store from before there was one.
-        sent = ALL_SENT if self.target else max(sent_guard or int(guards.min()), known.sent if known else 0)
+        # A store from before what was sent had a guard of its own says it by the others.
+        sent = ALL_SENT if self.target else max(sent_guard, known.sent) if known else sent_guard or int(guards.min())
         return begun(known, guards, sent, sent_guard, self.repeat_offsets if source.topic in EVENT_TOPICS else 0)
 
     def sent(self, decoded: Decoded) -> None:

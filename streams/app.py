@@ -39,9 +39,10 @@ GUARD_CHECK_S = 5.0
 SETTLE_S = 0.25
 #: How often a worker looks which generation is current (seconds). With RIVAL_S it must stay inside the two seconds of a cutover.
 FOLLOW_S = 0.5
-#: How long who keeps a generation up to date is given to pass a live worker that comes to it (seconds): its guards of shards without rows
-#: move every SETTLE_S. Without, a stretch of every source is read again; more would let a cutover stand still where nobody is there.
-RIVAL_S = 1.0
+#: How long a live worker lets another writer of its generation pass (seconds): guards of shards without rows move every SETTLE_S. Behind a
+#: cutover that is who kept the generation up to date. Less reads a stretch of the source again; more stands still for nothing where two
+#: hold each other up. Who keeps a generation up to date beside live workers must wait longer than they do.
+RIVAL_S = 0.5
 #: How often Kafka is asked where sources end (seconds): while a store holds everything up, nothing else tells the lag.
 LAG_S = 2.0
 #: Bytes that one answer of the broker holds of a partition. Under load it bounds a batch, and large batches touch a popular item's

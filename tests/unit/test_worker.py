@@ -23,6 +23,7 @@ class Consumer:
     def __init__(self) -> None:
         self.rewinds: list[int] = []
         self.done_count = 0
+        self.end: int | None = None
 
     def rewind(self, _: Source, offset: int) -> None:
         """Keep what was asked for."""
@@ -32,9 +33,9 @@ class Consumer:
         """Count it."""
         self.done_count += 1
 
-    async def ends(self, _: Sequence[Source]) -> dict[Source, int]:
-        """Of no source."""
-        return {}
+    async def ends(self, sources: Sequence[Source]) -> dict[Source, int]:
+        """Of no source, unless a test says where all end."""
+        return {} if self.end is None else dict.fromkeys(sources, self.end)
 
     def end_offset(self, _: Source) -> None:
         """Not known here."""
