@@ -174,7 +174,7 @@ class Settings:
     group_id: str = _setting("millstream", "consumer group; ingest and serve add their own names")
     features: Registry = _setting("schemas.features:REGISTRY", "the feature registry, module:NAME", _registry)
     models_uri: Path = _setting("models", "folder of model bundles", Path)
-    snapshot_file: Path | None = _setting("", "items' records, for those that the store has lost; `snapshot` writes it", _path_to_be)
+    snapshot_file: Path | None = _setting("", "items' records, for those that the store lost: see `replay backfill-snapshot`", _path_to_be)
     state_dir: Path = _setting(".state", "folder of the local stack's data and logs", Path)
     lake_uri: str = _setting("", "the lake, a folder or s3://bucket/path; the folder `lake` in state_dir if none")
     lake_storage_options: dict[str, str] = _setting(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from online_store.deltas import Deltas
 from online_store.keys import ANY, CURRENT, Generation, Pointer, guard_key, is_record
 from online_store.record import Layout, layouts, merge
-from online_store.store import Registered, Step, check_droppable, check_same, decoded_pointer, live
+from online_store.store import Registered, Step, check_droppable, check_same, decoded_pointer, live, lowest
 from schemas.errors import StoreError
 from schemas.features import Registry
 from schemas.topics import Source
@@ -77,6 +77,10 @@ class MemoryStore:
         shards = [self._guards.get(guard_key(generation, shard), {}) for shard in range(generation.shards)]
         rows = [[guards.get(str(source), 0) for guards in shards] for source in sources]
         return np.array(rows, dtype=np.int64).reshape(len(sources), generation.shards)
+
+    async def applied(self, generation: Generation) -> dict[Source, int]:
+        """As OnlineStore.applied."""
+        return lowest([self._guards.get(guard_key(generation, shard), {}) for shard in range(generation.shards)])
 
     async def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """As OnlineStore.read."""

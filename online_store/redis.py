@@ -17,7 +17,7 @@ from online_store.servers.address import Tls
 from online_store.servers.calls import answered, unfailed
 from online_store.servers.node import Node, pack
 from online_store.servers.routing import Command, Servers
-from online_store.store import Registered, Step, check_droppable, check_same, decoded_pointer, live
+from online_store.store import Registered, Step, check_droppable, check_same, decoded_pointer, live, lowest
 from schemas.features import Registry
 from schemas.topics import Source
 
@@ -84,6 +84,13 @@ class RedisStore:
         keys = [guard_key(generation, shard) for shard in range(generation.shards)]
         answers = unfailed(await self._servers.run([Command(key, pack(b"HMGET", key, *names)) for key in keys]))
         return np.array([[int(guard or 0) for guard in answer] for answer in answers], dtype=np.int64).T
+
+    @answered
+    async def applied(self, generation: Generation) -> dict[Source, int]:
+        """As OnlineStore.applied."""
+        keys = [guard_key(generation, shard) for shard in range(generation.shards)]
+        answers = unfailed(await self._servers.run([Command(key, pack(b"HGETALL", key)) for key in keys]))
+        return lowest([{name.decode(): int(guard) for name, guard in zip(flat[::2], flat[1::2], strict=True)} for flat in answers])
 
     @answered
     async def read(self, keys: Sequence[bytes]) -> list[bytes | None]:

@@ -1,6 +1,6 @@
 """What the platform asks of an online store. online_store/memory.py and online_store/redis.py both are one, and pass one suite."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol, Self
 
 import msgspec
@@ -11,7 +11,7 @@ from online_store.deltas import Deltas
 from online_store.keys import ANY, CURRENT, GENERATIONS, Generation, Pointer
 from schemas.errors import GenerationError, StoreError
 from schemas.features import Registry
-from schemas.topics import Source
+from schemas.topics import Source, source_of
 
 
 class Move(NamedTuple):
@@ -49,6 +49,9 @@ class OnlineStore(Protocol):
 
     async def guards(self, generation: Generation, sources: Sequence[Source]) -> NDArray[np.int64]:
         """The next offset that each shard wants of each source, int64 [sources, shards]; 0 where none stands."""
+
+    async def applied(self, generation: Generation) -> dict[Source, int]:
+        """Of each source that some shard has applied something of, the lowest guard: every record has what stands before it."""
 
     async def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """The values under keys, in one call; None where there is none."""
@@ -140,3 +143,9 @@ def check_droppable(number: int, standing: bytes | None, current: Generation | N
     if current and current.number == number:
         raise GenerationError(f"g{number} is current, and everybody reads it. `millstream replay cutover` or `rollback` leaves it first.")
     return decoded_registration(standing)
+
+
+def lowest(shards: Sequence[Mapping[str, int]]) -> dict[Source, int]:
+    """What OnlineStore.applied returns, from the guards of each shard by source."""
+    names = sorted(set().union(*shards))
+    return {source_of(name): min(guards.get(name, 0) for guards in shards) for name in names}

@@ -20,7 +20,7 @@ from ranker.bundle import Bundle
 from ranker.encode import Items
 from ranker.reads.near import Columns
 from ranker.reads.popularity import Popularity
-from ranker.reads.reader import FOLDED, Asked, Read, Reader
+from ranker.reads.reader import FOLDED, NOTHING_APPLIED, Asked, Read, Reader
 from ranker.score import Scorer, Scores
 from ranker.slate.explain import explain
 from ranker.slate.rules import Rules, check, reasons
@@ -37,11 +37,12 @@ PREWARM_S = 1.0
 
 
 class Ranked(NamedTuple):
-    """A slate, and how far it fell back. stale_ms: how old the oldest vector was that came from the near cache."""
+    """A slate, and how far it fell back. stale_ms: how old the oldest vector was that came from the near cache. applied: as Read's."""
 
     items: Items
     degraded: Degraded
     stale_ms: int
+    applied: bytes = NOTHING_APPLIED
 
 
 class Pipeline:
@@ -79,6 +80,14 @@ class Pipeline:
     def forget(self) -> None:
         """Another generation is current: nothing that was read holds any more."""
         self._reader.forget()
+
+    async def look(self, generation: Generation | None) -> None:
+        """See what the store has applied, for telemetry to tell, and what snapshot there is; a store that is away changes nothing."""
+        if generation is not None:
+            try:
+                await self._reader.look(generation)
+            except StoreError:
+                metrics.FALLBACKS.labels("refresh").inc()
 
     @property
     def is_store_away(self) -> bool:
@@ -171,7 +180,7 @@ class Pipeline:
         packed = matrix[rows][slate.order].astype("<f4", copy=False).tobytes()
         size = matrix.shape[1] * matrix.itemsize
         vectors = [packed[at : at + size] for at in range(0, len(packed), size)]
-        return Ranked(_items(asked, slate, scores.calibrated[rows], vectors), degraded, int(known.stale_ms[number]))
+        return Ranked(_items(asked, slate, scores.calibrated[rows], vectors), degraded, int(known.stale_ms[number]), known.applied)
 
 
 def _candidates(asked: Asked, scores: Scores, items: Columns, rows: slice = slice(None)) -> Candidates:

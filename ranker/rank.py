@@ -36,8 +36,7 @@ SEND_SHARE = 0.25
 #: What keeping an answer is given though its deadline is near or over (milliseconds): asked again, it should be the same. Ten times what a
 #: store near by takes; more would hold up a backlog while the store hangs.
 KEEP_MS_MIN = 3
-#: Reads begin so far apart at least (seconds), and who comes meanwhile shares the next: most of what a lone request costs is what any batch
-#: does. After a quiet moment a request is read for at once. More would be felt.
+#: Reads begin so far apart at least (seconds), and who comes meanwhile shares the next, at little cost. More would be felt.
 WINDOW_S = 0.002
 #: Requests of one batch. More would let the first of them wait for the scoring of the last.
 BATCH_COUNT_MAX = 64
@@ -280,7 +279,7 @@ class Ranker:
         metrics.REQUESTS.labels(ranked.degraded).inc()
         facts = _facts(call.asked.request, self._served(call), ranked.degraded)
         response = encode.response(ranked.items, facts, round((now_s - call.received_s) * 1000, 3))
-        return Answer(response, encode.telemetry(ranked.items, facts, ranked.stale_ms))
+        return Answer(response, encode.telemetry(ranked.items, facts, ranked.stale_ms, ranked.applied))
 
     def _served(self, call: Call) -> Served:
         """What a request is ranked by: by what it was read for, whatever is current meanwhile."""

@@ -18,7 +18,7 @@ from online_store.reading import read
 from online_store.record import layouts
 from online_store.snapshot.file import Snapshot
 from online_store.store import OnlineStore
-from ranker import metrics
+from ranker import encode, metrics
 from ranker.budgets import Budgets
 from ranker.reads.backfill import Backfill
 from ranker.reads.breaker import Breaker
@@ -33,6 +33,9 @@ from schemas.records import RankRequest
 RETRY_MS_MAX = 3
 #: A read that is given up this many times later than it should be says that this process stood still, not the store.
 LATE = 2
+
+#: Encoded offsets of a store of which nothing is known.
+NOTHING_APPLIED = encode.offsets({})
 
 Ints = NDArray[np.int64]
 #: The fact that is what the model made of an item's features.
@@ -53,7 +56,7 @@ class Read(NamedTuple):
 
     items: of the candidates; starts: int64 [r + 1], where each request's begin. users: float32 [r, user features]; viewers: who they are.
     stale_ms: float64 [r], how old the oldest of a request's entries was that came from the near cache. new_ids: items that were read for
-    this; new: what they say.
+    this; new: what they say. applied: encoded offsets, what stands before them is in all of this.
     """
 
     items: Columns
@@ -63,6 +66,7 @@ class Read(NamedTuple):
     stale_ms: NDArray[np.float64]
     new_ids: list[str]
     new: Columns
+    applied: bytes = NOTHING_APPLIED
 
 
 class Reader:
@@ -88,8 +92,9 @@ class Reader:
         self._registry = registry
         self._layouts = layouts(registry)
         self._near = Near()
+        self._applied = self._applied_before = NOTHING_APPLIED
         self._breaker = Breaker()
-        self._backfill = None if snapshot is None else Backfill(snapshot, budgets.backfill_ms)
+        self._backfill = None if snapshot is None else Backfill(snapshot, registry, budgets.backfill_ms)
         self._unknown = self.columns(read(self._layouts[ITEM], [None], 0), np.zeros(1, np.int64))
         self._nobody = registry.columns(USER, read(self._layouts[USER], [None], 0), 0)[0]
 
@@ -106,6 +111,17 @@ class Reader:
     def forget(self) -> None:
         """Another generation is current. What is being read of the one before is not kept either."""
         self._near = Near()
+        self._applied = self._applied_before = NOTHING_APPLIED
+
+    async def look(self, generation: Generation) -> None:
+        """See once a second what the store has applied, and whether there is a newer snapshot. Raises StoreError.
+
+        What is near was read up to NEAR_MS ago, so only what was applied at the look before this one is in all that is read from now on.
+        """
+        if self._backfill:
+            await self._backfill.refresh()
+        found = encode.offsets(await self._store.applied(generation))
+        self._applied_before, self._applied = self._applied, found
 
     @property
     def is_store_away(self) -> bool:
@@ -165,6 +181,7 @@ class Reader:
 
     async def _read(self, generation: Generation, batch: Sequence[Asked], now_ms: float) -> Read:
         places, ages = self._standing(batch, now_ms)
+        applied = self._applied_before
         starts = np.cumsum([0, *(len(asked.item_ids) for asked in batch)])
         near = ages <= NEAR_MS
         items = self._known(places, near)
@@ -178,7 +195,7 @@ class Reader:
             place_of = {want: place for place, want in enumerate(firsts)}
             _put(items, missing, found.take(np.array([place_of[want] for want, _ in wanted], np.int64)))
         stale_ms = np.maximum.reduceat(np.where(near, ages, 0.0), starts[:-1])
-        return Read(items, starts, users, viewers, stale_ms, [item_id for _, item_id, _ in firsts], found)
+        return Read(items, starts, users, viewers, stale_ms, [item_id for _, item_id, _ in firsts], found, applied)
 
     def _standing(self, batch: Sequence[Asked], now_ms: float) -> tuple[Ints, NDArray[np.float64]]:
         """Where all candidates stand in the near cache, and how old they are there."""

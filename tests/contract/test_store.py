@@ -235,6 +235,15 @@ async def test_no_sources_have_no_guards(store: OnlineStore) -> None:
     assert (await store.guards(GENERATION, [])).shape == (0, 64)
 
 
+async def test_what_every_shard_has_applied_is_told_by_source(store: OnlineStore) -> None:
+    """The lowest guard of each source that any shard knows: 0 where another shard knows nothing of it."""
+    for shard in range(64):
+        await apply(store, NOTHING, shard=shard)
+    await store.apply(GENERATION, Source("users", 3), 7, [Step(0, 0, NOTHING)])
+
+    assert (await store.applied(GENERATION), await store.applied(Generation(4, ""))) == ({SOURCE: 10, Source("users", 3): 0}, {})
+
+
 async def test_an_offset_may_be_large(store: OnlineStore) -> None:
     """Past what a float of 32 bits, and an int of 32 bits, can hold."""
     following = 2**52 + 1

@@ -205,6 +205,10 @@ class Connection(OnlineStore):
         self.replicas.answer()
         return await self.replicas.primary.begin(msgspec.structs.replace(generation, shards=self.replicas.shards_count))
 
+    async def applied(self, generation: Generation) -> dict[Source, int]:
+        """As OnlineStore.applied."""
+        return await self.replicas.primary.applied(generation)
+
     async def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """As OnlineStore.read."""
         return await self.replicas.primary.read(keys)
