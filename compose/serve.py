@@ -74,7 +74,7 @@ async def _ranker(settings: Settings, store: RedisStore) -> tuple[str, Ranker]:
     """A ranker by the model of the current generation, and that model's version; while it cannot be had, by the newest for `features`."""
     registry, (bundle, snapshot) = await _found_for_current(settings, store) or (settings.features, find(settings, settings.features, ""))
     found = functools.partial(find, settings)
-    ranker = Ranker(store.of(registry), registry, bundle, settings.budgets_ms, settings.slate, snapshot, found)
+    ranker = Ranker(store, registry, bundle, settings.budgets_ms, settings.slate, snapshot, found)
     await ranker.refresh()
     return bundle.manifest.model_version, ranker
 

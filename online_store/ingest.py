@@ -19,15 +19,14 @@ from numpy.typing import NDArray
 from online_store.deltas import NOTHING, Deltas, deltas_of_events, deltas_of_profiles, kind_of_profiles
 from online_store.keys import LETTERS, Generation
 from online_store.record import layouts
+from online_store.sources.decoded import EVENT_TOPICS, Decoded, decode
 from online_store.sources.progress import ALL_SENT, Reading, begun
 from online_store.store import Move, OnlineStore, Step
 from schemas.codec import SchemaIds
-from schemas.columnar.events import Events
 from schemas.columnar.repeats import REPEAT_OFFSETS
-from schemas.columns import Profile, decode_events, decode_profiles
 from schemas.errors import GenerationError
 from schemas.features import Registry
-from schemas.topics import CLICKS, IMPRESSIONS, SOURCES, BadRecord, Batch, Source
+from schemas.topics import Batch, Source
 
 #: Records that one call to the store touches. More would not be done in one call's time where the store is slow, and a batch never; fewer
 #: cost a round trip each. A store that keeps up takes 25 ms for so many.
@@ -36,29 +35,6 @@ KEYS_MAX = 4_000
 LOOK_S = 0.05
 #: A call that takes longer (seconds) shows a store that does not keep up, well before a call misses its time.
 SLOW_S = 0.5
-
-TOPICS = {topic.name: topic for topic in SOURCES}
-EVENT_TOPICS = (IMPRESSIONS.name, CLICKS.name)
-
-
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """A batch, decoded.
-
-    reading: the one that it follows in, None where it does not follow. start: the first offset that is held. bad: what belongs into
-    dead-letters before the rest is applied. good_count, repeats_count, bad_count: events and profiles to apply, events dropped as repeats,
-    and records that are no events, sent or not.
-    """
-
-    batch: Batch
-    reading: Reading | None = None
-    start: int = 0
-    events: Events | None = None
-    profiles: list[Profile] = field(default_factory=list)
-    bad: list[BadRecord] = field(default_factory=list)
-    good_count: int = 0
-    repeats_count: int = 0
-    bad_count: int = 0
 
 
 @dataclass(slots=True)
@@ -177,8 +153,8 @@ class Ingest:
         """Keep in the store what was sent to dead-letters, for whoever reads the source next, in whatever generation."""
         reading = self._readings[source]
         if not self.target and reading.sent_guard != reading.sent:
-            step = Step(0, [Move(source, reading.sent_guard, reading.sent)], NOTHING)
-            ((reading.sent_guard,),) = await self.store.apply(LETTERS, [step])
+            move = Move(source, reading.sent_guard, reading.sent)
+            ((reading.sent_guard,),) = await self.store.apply(LETTERS, [Step(0, [move], NOTHING)])
 
     def progress(self, source: Source) -> int:
         """A number that grows with whatever the store takes of a source, a part of a batch included."""
@@ -190,25 +166,7 @@ class Ingest:
 
     def decode(self, batch: Batch) -> Decoded:
         """Take a batch apart; never raises for what a record holds. One that does not follow what was decoded before is empty."""
-        reading = self._readings[batch.source]
-        start = reading.decoded
-        if not batch.start <= start < batch.following:
-            return Decoded(batch)
-        reading.decoded = batch.following
-        if batch.source.topic in EVENT_TOPICS:
-            return self._decoded_events(batch, reading, start)
-        profiles, bad = decode_profiles(TOPICS[batch.source.topic], batch.records, self.schema_ids)
-        return Decoded(batch, reading, start, None, profiles, _unsent(bad, reading), len(profiles), bad_count=_new(bad, reading))
-
-    def _decoded_events(self, batch: Batch, reading: Reading, start: int) -> Decoded:
-        events, bad = decode_events(TOPICS[batch.source.topic], batch.records, self.schema_ids)
-        if batch.start < start:
-            events = events.where(events.offset >= start)
-        kept = reading.repeats.drop(events)
-        if batch.start < reading.lowest:
-            events, kept = (part.where(part.offset >= reading.lowest) for part in (events, kept))
-        counts = len(kept), len(events) - len(kept), _new(bad, reading)
-        return Decoded(batch, reading, start, kept, [], _unsent(bad, reading), *counts)
+        return decode(batch, self._readings[batch.source], self.schema_ids)
 
     async def apply(self, batches: Sequence[Decoded]) -> dict[Source, int]:
         """Apply decoded batches, one a source at most, to the shards that they have rows for and that do not have them.
@@ -321,13 +279,3 @@ def _parts(steps: Sequence[Step]) -> Iterator[list[Step]]:
             part, keys_count = [], 0
     if part:
         yield part
-
-
-def _unsent(bad: list[BadRecord], reading: Reading) -> list[BadRecord]:
-    """The bad records that are not in dead-letters for sure: a guard moves only behind what was sent."""
-    return [one for one in bad if one.record.offset >= reading.sent]
-
-
-def _new(bad: list[BadRecord], reading: Reading) -> int:
-    """How many of the bad records were not passed before."""
-    return sum(one.record.offset >= reading.lowest for one in bad)

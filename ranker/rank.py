@@ -64,7 +64,7 @@ class Ranker:
 
         def make(of: Registry, model_version: str) -> Pipeline:
             found, items = find(of, model_version)
-            return Pipeline(store.of(of), of, found, budgets, rules, items)
+            return Pipeline(store, of, found, budgets, rules, items)
 
         self.budgets = budgets
         self._current = Current(store, Pipeline(store, registry, bundle, budgets, rules, snapshot), make)

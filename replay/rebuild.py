@@ -10,6 +10,7 @@ What is no event is in dead-letters already: here it is only counted. Repeats ar
 import asyncio
 import heapq
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,10 +18,12 @@ from typing import NamedTuple
 import numpy as np
 
 from online_store.deltas import NOTHING
-from online_store.ingest import Decoded, Ingest
+from online_store.ingest import Ingest
 from online_store.keys import Generation
+from online_store.sources.decoded import Decoded
 from online_store.store import Move, OnlineStore, Step
 from replay.log import ReadableLog
+from schemas.columnar.log import LogColumns, joined
 from schemas.errors import GenerationError
 from schemas.topics import SOURCES, Batch, Source
 
@@ -127,16 +130,25 @@ def _in_time(log: ReadableLog, starts: Mapping[Source, int]) -> Iterator[Batch]:
 
 def _calls(batches: Iterator[Batch]) -> Iterator[list[Batch]]:
     """Batches for one call to the store: one a source."""
-    call: dict[Source, Batch] = {}
+    call: dict[Source, list[Batch]] = defaultdict(list)
     events_count = 0
     for batch in batches:
-        if call and (batch.source in call or events_count + len(batch.records) > CALL_EVENTS_MAX):
-            yield list(call.values())
-            call, events_count = {}, 0
-        call[batch.source] = batch
+        if call and events_count + len(batch.records) > CALL_EVENTS_MAX:
+            yield list(map(_joined, call.values()))
+            call, events_count = defaultdict(list), 0
+        call[batch.source].append(batch)
         events_count += len(batch.records)
     if call:
-        yield list(call.values())
+        yield list(map(_joined, call.values()))
+
+
+def _joined(batches: list[Batch]) -> Batch:
+    """Batches of one source that follow one another, as one."""
+    first = batches[0]
+    columns = [batch.records for batch in batches if isinstance(batch.records, LogColumns)]
+    if len(columns) == len(batches):
+        return Batch(first.source, joined(columns), first.start)
+    return Batch(first.source, [record for batch in batches for record in batch.records], first.start)
 
 
 def _decoded(ingest: Ingest, calls: Iterator[list[Batch]]) -> list[Decoded]:

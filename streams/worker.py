@@ -15,7 +15,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import TypeVar
 
-from online_store.ingest import Decoded, Ingest
+from online_store.ingest import Ingest
+from online_store.sources.decoded import Decoded
 from schemas.errors import LogError, StoreAwayError
 from schemas.topics import Batch, Source
 from streams import dead_letters, metrics

@@ -27,8 +27,11 @@ from streams.schema_registry import schema_ids
 
 #: How long a record may wait for its commit (seconds): what the lake is behind. Less makes more and smaller files, and more commits.
 COMMIT_S = 30.0
-#: Rows that wait may take so much memory (bytes) before they are written. More makes larger files; writing takes as much again.
-PENDING_BYTES_MAX = 64 << 20
+#: Rows that wait may take so much memory (bytes) before they are written. More makes larger files; while they are written, copies take
+#: several times as much.
+PENDING_BYTES_MAX = 32 << 20
+#: What Kafka's client may hold ready (KiB): a few of our takes. Its own default is four times that.
+READ_AHEAD_KIB = 16_384
 #: Records taken from Kafka's client at once. Decoding costs by the call; more would only wait for longer.
 TAKE_ROWS = 10_000
 #: How long a poll waits (seconds): also how long a stop may go unnoticed.
@@ -84,6 +87,8 @@ class Sink:
                 **settings.security,
                 "group.id": settings.group_id,
                 "session.timeout.ms": int(settings.session_timeout_s * 1000),
+                "heartbeat.interval.ms": int(settings.session_timeout_s * 1000 / 4),
+                "queued.max.messages.kbytes": READ_AHEAD_KIB,
                 "isolation.level": "read_committed",
                 # Where retention has removed what comes next, go on with what is left.
                 "auto.offset.reset": "earliest",

@@ -73,4 +73,4 @@ def _order(table: DeltaTable, topic: Topic, today: date) -> None:
         nothing = pl.DataFrame(schema=columns(topic))
         mark = Transaction(Z_ORDER, (due[-1] - EPOCH).days)
         write_deltalake(table, nothing, mode="append", commit_properties=CommitProperties(app_transactions=[mark]))
-        table.vacuum(dry_run=False)
+        table.vacuum(dry_run=False, full=True)

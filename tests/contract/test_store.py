@@ -35,7 +35,7 @@ from tests.worlds import NOW_MS, content, dump
 
 GENERATION = Generation(3, REGISTRY.fingerprint)
 SOURCE = Source("clicks", 5)
-OTHER_SOURCE = Source("clicks", 2)
+BESIDE = Source("clicks", 2)
 LAYOUTS = layouts(REGISTRY)
 KINDS = list(LAYOUTS)
 #: Another feed's: its records are laid out otherwise.
@@ -189,29 +189,21 @@ async def test_each_step_of_a_call_stands_for_itself(store: OnlineStore) -> None
 
 async def test_a_step_of_several_sources_moves_all_their_guards(store: OnlineStore) -> None:
     """What they add to one record is added at once."""
-    moves = [Move(SOURCE, 0, 10), Move(OTHER_SOURCE, 0, 7)]
+    moves = [Move(SOURCE, 0, 10), Move(BESIDE, 0, 7)]
 
     told = await store.apply(GENERATION, [Step(1, moves, impressions("a"))])
 
-    assert (told, (await store.guards(GENERATION, [SOURCE, OTHER_SOURCE]))[:, 1].tolist(), await counted(store, "a")) == (
-        [[10, 7]],
-        [10, 7],
-        1,
-    )
+    assert (told, (await store.guards(GENERATION, [SOURCE, BESIDE]))[:, 1].tolist(), await counted(store, "a")) == ([[10, 7]], [10, 7], 1)
 
 
 @pytest.mark.parametrize("expected", [(0, 7), (10, 0), (10, 8)])
 async def test_a_step_of_several_sources_needs_all_their_guards(store: OnlineStore, expected: tuple[int, int]) -> None:
     """One that is not where it is thought to be holds all of it back, and all are told."""
-    await store.apply(GENERATION, [Step(1, [Move(SOURCE, 0, 10), Move(OTHER_SOURCE, 0, 7)], NOTHING)])
+    await store.apply(GENERATION, [Step(1, [Move(SOURCE, 0, 10), Move(BESIDE, 0, 7)], NOTHING)])
 
-    told = await store.apply(GENERATION, [Step(1, [Move(SOURCE, expected[0], 20), Move(OTHER_SOURCE, expected[1], 20)], impressions("a"))])
+    told = await store.apply(GENERATION, [Step(1, [Move(SOURCE, expected[0], 20), Move(BESIDE, expected[1], 20)], impressions("a"))])
 
-    assert (told, (await store.guards(GENERATION, [SOURCE, OTHER_SOURCE]))[:, 1].tolist(), await counted(store, "a")) == (
-        [[10, 7]],
-        [10, 7],
-        0,
-    )
+    assert (told, (await store.guards(GENERATION, [SOURCE, BESIDE]))[:, 1].tolist(), await counted(store, "a")) == ([[10, 7]], [10, 7], 0)
 
 
 async def test_a_call_without_steps_does_nothing(store: OnlineStore) -> None:
@@ -326,7 +318,7 @@ async def test_a_store_of_another_registry_is_the_same_store(store: OnlineStore)
     other, layout = store.of(OTHER), layouts(OTHER)["item"]
     row = np.array([(0, NOW_MS // layout.tile_ms, 1, 0, 0, 0, NOW_MS)], ROW)
     await apply(store, impressions("a"))
-    await other.apply(OTHERS, [Step(1, [Move(SOURCE, 0, 7)], Deltas([key("a", generation=OTHERS)], b"\0", row, []))])
+    await other.apply(OTHERS, [step(1, 0, Deltas([key("a", generation=OTHERS)], b"\0", row, []), 7)])
 
     found = await store.read([key("a", generation=OTHERS)])
     assert (int(read(layout, found, NOW_MS).counts[0, 0, 0]), await counted(other, "a")) == (1, 1)
@@ -380,7 +372,7 @@ async def test_a_dropped_generation_leaves_nothing(store: OnlineStore) -> None:
     names = [f"item-{number}" for number in range(3_000)]
     await apply(store, impressions(*names))
     other = impressions("a")
-    await store.apply(OTHERS, [Step(1, [Move(SOURCE, 0, 7)], Deltas([key("a", generation=OTHERS)], other.kinds, other.rows, []))])
+    await store.apply(OTHERS, [step(1, 0, Deltas([key("a", generation=OTHERS)], other.kinds, other.rows, []), 7)])
     shown: list[int] = []
 
     count = await store.drop(GENERATION.number, shown.append)

@@ -48,7 +48,8 @@ class Mutation:
     contract: str = ""
 
 
-INGEST, PROGRESS, WORKER = "online_store/ingest.py", "online_store/sources/progress.py", "streams/worker.py"
+INGEST, WORKER = "online_store/ingest.py", "streams/worker.py"
+DECODED, PROGRESS = "online_store/sources/decoded.py", "online_store/sources/progress.py"
 MEMORY, SCRIPT = "online_store/memory.py", "online_store/lua/apply.lua"
 MERGE = "self._values.update(self._merged(step.deltas))"
 MOVE = "guards.update({str(move.source): move.following for move in step.moves})"
@@ -68,9 +69,9 @@ MUTATIONS = (
         (
             Edit(WORKER, "if position == batch.start:", "if position is not None:"),
             Edit(
-                INGEST,
+                DECODED,
                 "if not batch.start <= start < batch.following:",
-                "start = max(start, batch.start)\n        if start >= batch.following:",
+                "start = max(start, batch.start)\n    if start >= batch.following:",
             ),
             Edit(INGEST, "batch.start <= self._readings", "self._readings"),
             Edit(INGEST, "decoded.start == reading.position", "decoded.start >= reading.position"),

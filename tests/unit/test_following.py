@@ -271,9 +271,7 @@ class Slow(MemoryStore):
 
 
 async def test_two_writers_on_one_generation_do_not_send_each_other_back_and_forth() -> None:
-    """For some seconds behind a cutover there are two. Where one was faster, the other lets it pass and goes on; else each reads again a
-    hundred times.
-    """
+    """For some seconds behind a cutover there are two: who was slower lets the other pass, and does not read a stretch again each time."""
     random, store, found = Random(7), Slow(REGISTRY), Log()
     for number in range(3_000):
         found.add(impression(f"u{random.randrange(50)}", f"i{random.randrange(50)}", request_id=f"r{number}"))

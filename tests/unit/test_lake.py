@@ -1,7 +1,9 @@
 """The lake's tables hold every offset once, in an order that can be read again, whoever wrote, crashed or put them in order in between."""
 
 import hashlib
+import os
 import random
+import time
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from itertools import pairwise
@@ -242,6 +244,19 @@ def test_a_day_is_put_in_order_once(tmp_path: Path) -> None:
     keep(LakePlace(str(tmp_path)), IMPRESSIONS, TODAY)
 
     assert DeltaTable(str(tmp_path / IMPRESSIONS.name)).version() == version
+
+
+def test_upkeep_deletes_what_a_crash_left(tmp_path: Path) -> None:
+    """A file of no commit goes after a week, not before: its writer may be about to commit it."""
+    several_days(tmp_path)
+    left = [tmp_path / "impressions" / f"day={day_of(NOW_MS)}" / f"part-{name}.parquet" for name in ("old", "new")]
+    for path, age_s in zip(left, (8 * 86_400, 60), strict=True):
+        path.write_bytes(b"half a file")
+        os.utime(path, (time.time() - age_s,) * 2)
+
+    keep(LakePlace(str(tmp_path)), IMPRESSIONS, TODAY)
+
+    assert [path.exists() for path in left] == [False, True]
 
 
 def test_a_writer_goes_on_beside_upkeep(tmp_path: Path) -> None:

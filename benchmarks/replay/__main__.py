@@ -1,0 +1,75 @@
+"""`python -m benchmarks.replay`: how fast two weeks of history become a new generation, from the lake and from Kafka."""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks import log, machine, results
+from benchmarks.replay import history, rebuilt
+from benchmarks.replay.rebuilt import Run
+from benchmarks.stack import Stack, running
+
+NOTES = (
+    "Under test is one `millstream replay rebuild` on one core; Kafka, the store and the benchmark itself share the other cores.",
+    "Warm-up (imports, loading of compiled code, joining the group) ends with the first applied batch; `seconds` has it, events/s not.",
+    "Every rebuild begins with an emptied store and is checked: all windows of all entities equal a count of the feed by numpy.",
+)
+COLUMNS = ("events_per_s", "worker_us_per_event", "store_us_per_event", "touched_entities_per_event", "rss_mb_max", "seconds")
+
+
+class Bench:
+    """One stack, rows of repeated rebuilds."""
+
+    def __init__(self, stack: Stack, worker_cores: set[int], arguments: argparse.Namespace, folder: Path) -> None:
+        """folder: where lakes are written."""
+        self.stack = stack
+        self.worker_cores = worker_cores
+        self.arguments = arguments
+        self.folder = folder
+        self.rows: dict[str, results.Result] = {}
+
+    def add(self, title: str, run: Run) -> None:
+        """Measure a row."""
+        self.rows[title] = results.repeated(title, self.arguments.runs, lambda: rebuilt.measure(self.stack, run), "events_per_s")
+
+
+def lake(bench: Bench) -> None:
+    """The whole history, a half and a quarter of it, each a lake of its own that spans two weeks: whether time grows with the events."""
+    for share in (4, 2, 1):
+        feed = history.make(bench.arguments.events // share, bench.arguments.seed)
+        with tempfile.TemporaryDirectory(dir=bench.folder) as uri:
+            history.write_lake(feed, uri)
+            bench.add(f"lake, {len(feed):,} events", Run(feed, "lake", "", uri, bench.worker_cores))
+
+
+def kafka(bench: Bench) -> None:
+    """As much of a history as is sent in a minute."""
+    feed = history.make(min(bench.arguments.kafka_events, bench.arguments.events), bench.arguments.seed)
+    prefix = log.create(bench.stack.kafka_bootstrap, "replay")
+    history.send(feed, bench.stack.kafka_bootstrap, prefix)
+    bench.add(f"Kafka, {len(feed):,} events", Run(feed, "kafka", prefix, "", bench.worker_cores))
+
+
+PARTS: dict[str, Callable[[Bench], None]] = {"lake": lake, "kafka": kafka}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure the chosen parts."""
+    flags = results.parser(__doc__ or "")
+    flags.add_argument("--events", type=int, default=20_000_000, help="of the history in the lake (default: %(default)s)")
+    flags.add_argument("--kafka-events", type=int, default=4_000_000, help="of the one in Kafka (default: %(default)s)")
+    flags.add_argument("--only", choices=PARTS, action="append", help="a part; may be given more than once (default: all)")
+    arguments = flags.parse_args(argv)
+    worker_cores, server_cores = machine.cores()
+    with tempfile.TemporaryDirectory(prefix="millstream-lake-") as folder, running(server_cores) as stack, machine.pinned(server_cores):
+        bench = Bench(stack, worker_cores, arguments, Path(folder))
+        for part in arguments.only or PARTS:
+            PARTS[part](bench)
+    results.publish("replay", arguments, bench.rows, NOTES, COLUMNS)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
