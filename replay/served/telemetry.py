@@ -66,7 +66,7 @@ def read(log: ReadableLog, registry: Registry, rows_count: int) -> Iterator[Serv
     for batch in log.read(RANK_TELEMETRY):
         for record in batch.records:
             found = decoded(record.value)
-            if found is not None and (name := xxhash.xxh3_64_intdigest(f"{found.tenant}:{found.request_id}")) not in known:
+            if found is not None and (name := xxhash.xxh3_64_intdigest(f"{found.tenant}:{found.request_id}".encode())) not in known:
                 known.add(name)
                 taken.append(found)
         if sum(len(one.items) for one in taken) >= rows_count:

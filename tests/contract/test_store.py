@@ -239,7 +239,7 @@ async def test_what_every_shard_has_applied_is_told_by_source(store: OnlineStore
     """The lowest guard of each source that any shard knows: 0 where another shard knows nothing of it."""
     for shard in range(64):
         await apply(store, NOTHING, shard=shard)
-    await store.apply(GENERATION, Source("users", 3), 7, [Step(0, 0, NOTHING)])
+    await store.apply(GENERATION, [Step(0, [Move(Source("users", 3), 0, 7)], NOTHING)])
 
     assert (await store.applied(GENERATION), await store.applied(Generation(4, ""))) == ({SOURCE: 10, Source("users", 3): 0}, {})
 
