@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -38,7 +39,7 @@ class Part:
         keys = wire.user_ids(self.feed.user)
         width = keys.shape[1]
         packed = keys.tobytes()
-        raw = {
+        raw: dict[str, Any] = {
             "topic": pl.repeat(self.topic.name, len(self.values), eager=True),
             "partition": self.feed.partition,
             "offset": self.offset,

@@ -25,6 +25,12 @@ class LakeThenKafka:
         """As ReadableLog says."""
         return self._kafka.end_offsets(topic)
 
+    def offsets_at(self, topic: Topic, moment_ms: int) -> dict[int, int]:
+        """As ReadableLog says."""
+        ends = self._lake.end_offsets(topic)
+        in_lake = {partition: offset for partition, offset in self._lake.offsets_at(topic, moment_ms).items() if offset < ends[partition]}
+        return self._kafka.offsets_at(topic, moment_ms) | in_lake
+
     def read(self, topic: Topic, starts: Mapping[int, int] | None = None, batch_rows_max: int = BATCH_ROWS_MAX) -> Iterator[Batch]:
         """As ReadableLog says."""
         following = dict(starts or {})
