@@ -21,7 +21,8 @@ from schemas.errors import BundleError
 from schemas.features import FEATURES, REGISTRY, STATICS, Registry, ctr
 from schemas.records import Degraded, RankResponse
 from schemas.windows import HOUR_MS, MINUTE_MS, Window
-from tests.rankers import NOW_MS, Failing, answer, ask, away, fill, response, telemetry, trained
+from tests.rankers import Failing, answer, ask, away, fill, response, telemetry, trained
+from tests.worlds import NOW_MS
 
 GROWN = Registry((*FEATURES, ctr("ctr_3h", "item", Window("3h", 3 * HOUR_MS, 15 * MINUTE_MS))), STATICS)
 FIRST, SECOND = Generation(1, REGISTRY.fingerprint), Generation(2, GROWN.fingerprint)
