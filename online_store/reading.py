@@ -95,7 +95,8 @@ def _add(text: Buffer, at: int, oldest: int, newest: int, counts: Ints) -> None:
 @numba.njit(cache=True, inline="always")
 def _number(text: Buffer, at: int, size: int) -> np.int64:
     """A little-endian number of so many bytes; of eight, with its sign."""
-    value = np.uint64(0)
+    # An index without a sign: numba looks whether another one counts from the end, byte by byte.
+    value, first = np.uint64(0), np.uint64(at)
     for place in range(size):
-        value |= np.uint64(text[at + place]) << np.uint64(8 * place)
+        value |= np.uint64(text[first + np.uint64(place)]) << np.uint64(8 * place)
     return np.int64(value)

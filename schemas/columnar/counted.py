@@ -95,7 +95,7 @@ def _fill(counts: Ints, times_ms: Ints, as_of_ms: Ints, steps: Ints, prior: tupl
 @numba.njit(cache=True, inline="always")
 def _counted(window: Ints, formula: int, prior: tuple[float, int]) -> float:
     if formula == CTR:
-        return (window[CLICKS] + prior[0]) / (window[IMPRESSIONS] + prior[1])
+        return float((window[CLICKS] + prior[0]) / (window[IMPRESSIONS] + prior[1]))
     if formula == COUNT_OF_IMPRESSIONS:
         return float(window[IMPRESSIONS])
     below = window[DWELL_COUNT] if formula == DWELL_AVG_S else window[IMPRESSIONS]
