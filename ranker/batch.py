@@ -100,7 +100,7 @@ class Pipeline:
         """What a batch must know. Raises TimeoutError, StoreError, and GenerationError without a generation of our registry."""
         found = await self._read(generation, batch)
         if self._ctr_at is not None:
-            self._popularity.learn(found.new_ids, found.new[VECTOR][:, self._ctr_at])
+            self._popularity.learn(found.new_ids, found.new[VECTOR][:, self._ctr_at].copy())
         return found
 
     async def _read(self, generation: Generation | None, batch: Sequence[Asked]) -> Read:
