@@ -58,6 +58,10 @@ class Feed:
         columns = {column.name: getattr(self, column.name)[start:stop] for column in fields(self) if column.name != "seed"}
         return Feed(self.seed, **columns)
 
+    def take(self, rows: Ints) -> "Feed":
+        """The events of these rows, as a feed."""
+        return Feed(self.seed, **{column.name: getattr(self, column.name)[rows] for column in fields(self) if column.name != "seed"})
+
     @property
     def is_click(self) -> NDArray[np.bool_]:
         """Which events are clicks; the others are impressions."""

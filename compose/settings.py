@@ -17,9 +17,12 @@ from ranker.slate import rules
 from schemas.columnar.repeats import REPEAT_OFFSETS
 from schemas.errors import SettingsError
 from schemas.features import Registry
+from schemas.topics import TOPICS
 
 FILE = Path("millstream.toml")
 PORT_MAX = 65_535
+#: Not repeated even where they are wrong.
+SECRET = ("kafka_sasl_password", "lake_storage_options")
 
 
 def _address(value: str) -> str:
@@ -78,14 +81,31 @@ def _processes(value: str) -> int:
     return int(value)
 
 
+def _pairs(value: str) -> dict[str, Any]:
+    """What "a=1,b=2" says, or the same as a JSON object."""
+    if value.startswith("{"):
+        found: dict[str, Any] = json.loads(value)
+        return found
+    return dict(part.strip().partition("=")[::2] for part in value.split(",") if part.strip())
+
+
+def _options(value: str) -> dict[str, str]:
+    return {name: str(option) for name, option in _pairs(value).items()}
+
+
+def _retention(value: str) -> dict[str, int]:
+    """Days by topic."""
+    found = {topic: str(days) for topic, days in _pairs(value).items()}
+    if not all(topic in TOPICS and days.isdigit() and int(days) for topic, days in found.items()):
+        raise ValueError(f"days, 1 or more, by topic, for one impressions=400,rank-telemetry=90; topics are {', '.join(TOPICS)}")
+    return {topic: int(days) for topic, days in found.items()}
+
+
 def _budgets(value: str) -> Budgets:
     """The budgets of "store=25,score=20", or of the same as a JSON object; a stage that is not named keeps its own."""
     faults: list[str] = []
     given: dict[str, int] = {}
-    words = (
-        json.loads(value) if value.startswith("{") else dict(part.strip().partition("=")[::2] for part in value.split(",") if part.strip())
-    )
-    for stage, ms in words.items():
+    for stage, ms in _pairs(value).items():
         if f"{stage}_ms" not in asdict(BUDGETS):
             faults.append(f"{stage!r} is no stage")
         elif not re.fullmatch("-?[0-9]{1,9}", str(ms)):
@@ -154,8 +174,15 @@ class Settings:
     group_id: str = _setting("millstream", "consumer group; ingest and serve add their own names")
     features: Registry = _setting("schemas.features:REGISTRY", "the feature registry, module:NAME", _registry)
     models_uri: Path = _setting("models", "folder of model bundles", Path)
-    snapshot_file: Path | None = _setting("", "items' records, for those that the store has lost; `snapshot` writes it", _path_to_be)
+    snapshot_file: Path | None = _setting("", "items' records, for those that the store lost: see `replay backfill-snapshot`", _path_to_be)
     state_dir: Path = _setting(".state", "folder of the local stack's data and logs", Path)
+    lake_uri: str = _setting("", "the lake, a folder or s3://bucket/path; the folder `lake` in state_dir if none")
+    lake_storage_options: dict[str, str] = _setting(
+        "", "of its object store, by deltalake's names: the table [lake_storage_options] of the file", _options, shown=False
+    )
+    lake_retention_days: dict[str, int] = _setting(
+        "", "how many days the lake keeps, by topic: impressions=400,rank-telemetry=90; others for ever", _retention
+    )
     metrics_port: int = _setting("0", "port of /metrics; 0 means none; each further process of `serve` has the next one", _port)
     repeat_offsets: int = _setting(
         str(REPEAT_OFFSETS), "how far back in its partition an event is known again that was sent twice; 0 counts every one", _count
@@ -176,6 +203,11 @@ class Settings:
     def store_tls(self) -> Tls:
         """The files of TLS with the store."""
         return Tls(self.store_tls_ca_file, self.store_tls_cert_file, self.store_tls_key_file)
+
+    @property
+    def lake(self) -> tuple[str, dict[str, str]]:
+        """Where the lake is, and the options of its object store."""
+        return self.lake_uri or str(self.state_dir.absolute() / "lake"), self.lake_storage_options
 
     @property
     def kafka_security(self) -> dict[str, str]:
@@ -209,7 +241,8 @@ def load(flags: Mapping[str, str | None], variables: Mapping[str, str] = os.envi
         try:
             values[setting.name] = setting.metadata["parse"](raw)
         except ValueError as error:
-            faults.append(f"{where} is {without_password(raw)!r}: it takes {error}")
+            value = "not shown" if setting.name in SECRET else repr(without_password(raw))
+            faults.append(f"{where} is {value}: it takes {error}")
     faults += _misfits(values)
     if faults:
         raise SettingsError("; ".join(faults) + ".")

@@ -4,8 +4,6 @@ The rows are made from the log by the same updates and the same registry that in
 it would have been served.
 """
 
-from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,29 +12,18 @@ import polars as pl
 
 from ranker import bundle as bundles
 from ranker.training.fit import FitSettings, TrainingRows, fit
+from replay.history import read_history
 from replay.log import EventLog
-from replay.rows import Contexts, Rows, contexts_of, rows
-from schemas import codec
+from replay.rows import Rows, rows
 from schemas.aggregates import COUNTERS, ITEM
-from schemas.columnar.repeats import REPEAT_OFFSETS, Repeats
-from schemas.columnar.table import EVENT_COLUMNS, entities, event_table, updates
-from schemas.columns import Profile, decode_events, decode_profiles
+from schemas.columnar.repeats import REPEAT_OFFSETS
+from schemas.columnar.table import entities, updates
 from schemas.errors import BundleError
-from schemas.features import CTR_PRIOR, CTR_PRIOR_IMPRESSIONS, REQUEST, Registry
+from schemas.features import CTR_PRIOR, CTR_PRIOR_IMPRESSIONS, Registry
 from schemas.records import Impression
-from schemas.topics import CLICKS, CONTENT, IMPRESSIONS, USERS, Batch, Source, Topic
 
 #: Share of the time span kept from the trees to stop them early: enough requests to tell noise from gain.
 VALIDATION_SHARE = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class History:
-    """A log, decoded. events: schemas.columnar.table.EVENT_COLUMNS."""
-
-    events: pl.DataFrame
-    profiles: list[Profile]
-    contexts: Contexts
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,20 +68,6 @@ def train(
     )
 
 
-def read_history(log: EventLog, registry: Registry, repeat_offsets: int = REPEAT_OFFSETS) -> History:
-    """Everything that the log's source topics hold that is no bad record and that its producer had not sent before, as ingest takes it."""
-    repeats: dict[Source, Repeats] = defaultdict(lambda: Repeats(repeat_offsets))
-    wants_context = any(feature.kind == REQUEST for feature in registry.features)
-    events = [pl.DataFrame(schema=EVENT_COLUMNS)]
-    shown: list[Impression] = []
-    for topic, batch in _batches(log, IMPRESSIONS, CLICKS):
-        events.append(event_table(repeats[batch.source].drop(decode_events(topic, batch.records).events)))
-        if wants_context and topic is IMPRESSIONS:
-            shown += _impressions(batch, set(events[-1]["offset"]))
-    profiles = [profile for topic, batch in _batches(log, CONTENT, USERS) for profile in decode_profiles(topic, batch.records)[0]]
-    return History(pl.concat(events), profiles, contexts_of(shown))
-
-
 def last_share(found: Rows) -> Split:
     """The last part of the time span for validation, all before it for training."""
     first, last = int(found.as_of_ms.min()), int(found.as_of_ms.max())
@@ -111,18 +84,3 @@ def popularity(events: pl.DataFrame) -> dict[str, float]:
 
 def _training_rows(found: Rows) -> TrainingRows:
     return TrainingRows(found.features, found.labels, found.groups)
-
-
-def _batches(log: EventLog, *topics: Topic) -> Iterator[tuple[Topic, Batch]]:
-    for topic in topics:
-        for batch in log.read(topic):
-            yield topic, batch
-
-
-def _impressions(batch: Batch, offsets: set[int]) -> Iterator[Impression]:
-    """The impressions that stand at these offsets."""
-    for record in batch.records:
-        if record.offset in offsets:
-            value = codec.decode(IMPRESSIONS, record.value, record.headers)
-            assert isinstance(value, Impression), value
-            yield value

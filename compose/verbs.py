@@ -18,12 +18,12 @@ from compose import processes
 from compose import redrive as redrives
 from compose import topics as topics_module
 from compose.demo import run as demo_module
-from compose.replay import cutover
+from compose.replay import cutover, parity, rows, snapshot, verify
+from compose.replay import rebuild as rebuilds
 from compose.settings import Settings
 from compose.stack.local import LocalStack
 from online_store.keys import Entity
 from online_store.redis import RedisStore
-from online_store.snapshot.take import take
 from online_store.view import describe
 from replay.log import KafkaLog
 from schemas.errors import SettingsError
@@ -77,6 +77,14 @@ def ingest(settings: Settings, _: Arguments) -> Result:
     )
     store = RedisStore(settings.store_url, settings.features, tls=settings.store_tls)
     return {"exit_code": asyncio.run(run_ingest(worker, store, settings.features))}
+
+
+def lake_(settings: Settings, _: Arguments) -> Result:
+    """Run a sink of the lake until SIGTERM or Ctrl-C."""
+    _serve_metrics(settings, 0)
+    from compose import lake  # noqa: PLC0415  # its libraries are 60 MB: verbs without a lake do without
+
+    return {"lake": lake.sink(settings)}
 
 
 def serve(settings: Settings, arguments: Arguments) -> Result:
@@ -135,28 +143,6 @@ def explain(settings: Settings, arguments: Arguments) -> Result:
         tenant=arguments.tenant,
     )
     return serve.explain(settings, request)
-
-
-def snapshot(settings: Settings, arguments: Arguments) -> Result:
-    """Write what the store knows of its items into the snapshot file."""
-    if settings.snapshot_file is None:
-        raise SettingsError(
-            "snapshot_file is not set: name the file to write, for one --snapshot-file items.arrow, and set it for `serve` too."
-        )
-    started_s = time.monotonic()
-    with _progress(arguments) as progress:
-        task = progress.add_task("records", total=None)
-        records = asyncio.run(_snapshot(settings, settings.snapshot_file, lambda read, of: progress.update(task, completed=read, total=of)))
-    seconds = round(time.monotonic() - started_s, 1)
-    return {"records": records, "bytes": settings.snapshot_file.stat().st_size, "seconds": seconds, "file": str(settings.snapshot_file)}
-
-
-async def _snapshot(settings: Settings, file: Path, shown: Callable[[int, int], None]) -> int:
-    store = RedisStore(settings.store_url, settings.features, tls=settings.store_tls)
-    try:
-        return await take(store, settings.features, file, _now_ms(), shown)
-    finally:
-        await store.close()
 
 
 def dead_letters(settings: Settings, arguments: Arguments) -> Result:
@@ -231,6 +217,7 @@ VERBS: dict[str, Verb] = {
         ),
     ),
     "ingest": Verb(ingest, "run an ingest worker"),
+    "lake": Verb(lake_, "write every topic to the lake"),
     "serve": Verb(serve, "run a ranking worker"),
     "train": Verb(
         train_,
@@ -259,7 +246,7 @@ VERBS: dict[str, Verb] = {
             ("--tenant", {"default": ""}),
         ),
     ),
-    "snapshot": Verb(snapshot, "write what the store knows of its items into the snapshot file"),
+    "replay rebuild": Verb(rebuilds.rebuild, "fill a generation from the lake and Kafka, and keep it up to date", rebuilds.ARGUMENTS),
     "replay generations": Verb(cutover.generations, "list the generations of the store"),
     "replay cutover": Verb(cutover.cutover, "make a generation the current one", (GENERATION, *MOVING)),
     "replay rollback": Verb(cutover.rollback, "make the generation before the current one current again", MOVING),
@@ -276,6 +263,10 @@ VERBS: dict[str, Verb] = {
             ("--repair", {"default": "", "help": "with redrive: module:function, bytes to mended bytes, None to leave a letter"}),
         ),
     ),
+    "replay parity": Verb(parity.parity, "compare two generations, feature by feature", parity.ARGUMENTS),
+    "replay rows": Verb(rows.rows, "write what was served and what came of it as training rows", rows.ARGUMENTS),
+    "replay backfill-snapshot": Verb(snapshot.snapshot, "write what the store knows of its items into a file", snapshot.ARGUMENTS),
+    "replay verify": Verb(verify.verify, "hold what was served against the log", verify.ARGUMENTS),
     "demo": Verb(
         demo,
         "run the whole loop on this machine",

@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from online_store.keys import Entity, Generation, record_head, record_key, shard_of
 from online_store.record import ROW, Layout
 from schemas.aggregates import COUNTERS, ENTITY_ID, ITEM, USER, adds
-from schemas.columnar.events import Events
-from schemas.columnar.grouping import Grouped, group, keys
+from schemas.columnar.events import Events, concat
+from schemas.columnar.grouping import Grouped, Places, Rings, coarsened, group, keys
 from schemas.columns import Profile
 from schemas.topics import CONTENT
 
@@ -35,17 +35,33 @@ class Deltas:
 NOTHING = Deltas([], b"", np.zeros(0, ROW), [])
 
 
-def deltas_of_events(events: Events, layouts: Mapping[str, Layout], generation: Generation, guards: NDArray[np.int64]) -> dict[int, Deltas]:
-    """Deltas by shard of the events that each shard does not have yet. guards: int64 [shards], the next offset that each shard wants."""
+def deltas_of_events(
+    parts: Sequence[Events], layouts: Mapping[str, Layout], generation: Generation, guards: NDArray[np.int64]
+) -> dict[int, Deltas]:
+    """Deltas by shard of the events of several sources that each shard does not have yet.
+
+    parts: one a source. guards: int64 [sources, shards], the next offset that each shard wants.
+    """
     if not layouts:
         return {}
+    events = concat(parts)
+    places = Places(np.repeat(np.arange(len(parts)), [len(part) for part in parts]), events.offset, guards)
     ids = np.stack([events.word(ENTITY_ID[kind]) for kind in layouts])
     tenants = events.word("tenant")
-    tile_ms = np.array([layout.tile_ms for layout in layouts.values()], np.int64)
+    rings = _rings(list(layouts.values()))
     added = adds(events.record, events.number("dwell_ms"))
-    grouped = group(events.text, ids, tenants, (events.number("ts_ms"), events.offset), added, tile_ms, guards)
+    grouped = coarsened(group(events.text, ids, tenants, events.number("ts_ms"), added, rings.tile_ms, places), rings)
     raw, starts = keys(events.text, ids, tenants, grouped.kind, grouped.event, grouped.entities_at, *_heads(generation, tuple(layouts)))
     return _by_shard(grouped, raw.tobytes(), starts.tolist())
+
+
+def _rings(layouts: Sequence[Layout]) -> Rings:
+    most = max(len(layout.windows) for layout in layouts)
+    hop_ms, slots = np.zeros((2, len(layouts), most), np.int64)
+    for place, layout in enumerate(layouts):
+        hop_ms[place, : len(layout.windows)] = [window.hop_ms for window in layout.windows]
+        slots[place, : len(layout.windows)] = [window.slots_count for window in layout.windows]
+    return Rings(np.array([layout.tile_ms for layout in layouts], np.int64), hop_ms, slots)
 
 
 @functools.lru_cache(maxsize=8)

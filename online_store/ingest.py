@@ -9,7 +9,7 @@ in every generation, and so do dead letters: who goes over to another generation
 """
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
@@ -19,15 +19,14 @@ from numpy.typing import NDArray
 from online_store.deltas import NOTHING, Deltas, deltas_of_events, deltas_of_profiles, kind_of_profiles
 from online_store.keys import LETTERS, Generation
 from online_store.record import layouts
+from online_store.sources.decoded import EVENT_TOPICS, Decoded, decode
 from online_store.sources.progress import ALL_SENT, Reading, begun
-from online_store.store import OnlineStore, Step
+from online_store.store import Move, OnlineStore, Step
 from schemas.codec import SchemaIds
-from schemas.columnar.events import Events
 from schemas.columnar.repeats import REPEAT_OFFSETS
-from schemas.columns import Profile, decode_events, decode_profiles
 from schemas.errors import GenerationError
 from schemas.features import Registry
-from schemas.topics import CLICKS, IMPRESSIONS, SOURCES, BadRecord, Batch, Source
+from schemas.topics import Batch, Source
 
 #: Records that one call to the store touches. More would not be done in one call's time where the store is slow, and a batch never; fewer
 #: cost a round trip each. A store that keeps up takes 25 ms for so many.
@@ -36,27 +35,6 @@ KEYS_MAX = 4_000
 LOOK_S = 0.05
 #: A call that takes longer (seconds) shows a store that does not keep up, well before a call misses its time.
 SLOW_S = 0.5
-
-TOPICS = {topic.name: topic for topic in SOURCES}
-EVENT_TOPICS = (IMPRESSIONS.name, CLICKS.name)
-
-
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """A batch, decoded.
-
-    reading: the one that it follows in, None where it does not follow. start: the first offset that is held. bad: what belongs into
-    dead-letters before the rest is applied. good_count, repeats_count: events and profiles to apply, and events dropped as repeats.
-    """
-
-    batch: Batch
-    reading: Reading | None = None
-    start: int = 0
-    events: Events | None = None
-    profiles: list[Profile] = field(default_factory=list)
-    bad: list[BadRecord] = field(default_factory=list)
-    good_count: int = 0
-    repeats_count: int = 0
 
 
 @dataclass(slots=True)
@@ -177,7 +155,8 @@ class Ingest:
             await self._tell_sent(source, reading)
 
     async def _tell_sent(self, source: Source, reading: Reading) -> None:
-        (reading.sent_guard,) = await self.store.apply(LETTERS, source, reading.sent, [Step(0, reading.sent_guard, NOTHING)])
+        move = Move(source, reading.sent_guard, reading.sent)
+        ((reading.sent_guard,),) = await self.store.apply(LETTERS, [Step(0, [move], NOTHING)])
 
     def progress(self, source: Source) -> int:
         """A number that grows with whatever the store takes of a source, a part of a batch included."""
@@ -189,41 +168,34 @@ class Ingest:
 
     def decode(self, batch: Batch) -> Decoded:
         """Take a batch apart; never raises for what a record holds. One that does not follow what was decoded before is empty."""
-        reading = self._readings[batch.source]
-        start = reading.decoded
-        if not batch.start <= start < batch.following:
-            return Decoded(batch)
-        reading.decoded = batch.following
-        if batch.source.topic in EVENT_TOPICS:
-            return self._decoded_events(batch, reading, start)
-        profiles, bad = decode_profiles(TOPICS[batch.source.topic], batch.records, self.schema_ids)
-        return Decoded(batch, reading, start, None, profiles, reading.unsent(bad), len(profiles))
+        return decode(batch, self._readings[batch.source], self.schema_ids)
 
-    def _decoded_events(self, batch: Batch, reading: Reading, start: int) -> Decoded:
-        events, bad = decode_events(TOPICS[batch.source.topic], batch.records, self.schema_ids)
-        if batch.start < start:
-            events = events.where(events.offset >= start)
-        kept = reading.repeats.drop(events)
-        if batch.start < reading.lowest:
-            events, kept = (part.where(part.offset >= reading.lowest) for part in (events, kept))
-        return Decoded(batch, reading, start, kept, [], reading.unsent(bad), len(kept), len(events) - len(kept))
+    async def apply(self, batches: Sequence[Decoded]) -> dict[Source, int]:
+        """Apply decoded batches, one a source at most, to the shards that they have rows for and that do not have them.
 
-    async def apply(self, decoded: Decoded) -> int:
-        """Apply a decoded batch to the shards that it has rows for and that do not have them.
-
-        Returns the offset to read on from: the batch's following one; an earlier one where a batch before it is missing, where another
-        worker moved a guard, or where the store lost what it once had.
+        Events of several sources go to the store together: what they share it touches once.
+        Returns the offset to read each source on from: its batch's following one; an earlier one where a batch before it is missing,
+        where another worker moved a guard, or where the store lost what it once had.
         """
-        batch = decoded.batch
-        reading = self._readings[batch.source]
-        if batch.start > reading.position or batch.following <= reading.position:
-            return reading.position
-        if decoded.reading is not reading or decoded.start != reading.position:
-            # Something between decoding and here was given up: what stands in the log before this batch is not known for sure.
-            return (await self.positions([batch.source]))[batch.source]
-        assert self.generation is not None, "positions() comes first"
-        deltas = self._deltas(decoded, self.generation, reading.guards)
-        return await self._step(batch.source, batch.following, deltas)
+        due = [decoded for decoded in batches if self._is_due(decoded.batch)]
+        # Where something between decoding and here was given up, it is not known for sure what stands in the log before the batch.
+        unsure = [decoded.batch.source for decoded in due if not self._is_sure(decoded)]
+        if unsure:
+            await self.positions(unsure)
+        sure = [decoded for decoded in due if decoded.batch.source not in unsure]
+        events = [decoded for decoded in sure if decoded.events is not None]
+        for together in filter(None, [events, *([decoded] for decoded in sure if decoded.events is None)]):
+            await self._step({decoded.batch.source: decoded.batch.following for decoded in together}, self._deltas(together))
+        return {decoded.batch.source: self._readings[decoded.batch.source].position for decoded in batches}
+
+    def _is_due(self, batch: Batch) -> bool:
+        """Whether a batch goes on from where its source stands."""
+        return batch.start <= self._readings[batch.source].position < batch.following
+
+    def _is_sure(self, decoded: Decoded) -> bool:
+        """Whether a batch was decoded right behind all that was applied."""
+        reading = self._readings[decoded.batch.source]
+        return decoded.reading is reading and decoded.start == reading.position
 
     async def settle(self, source: Source) -> int:
         """Move the guards of the shards that a source had nothing for lately, so that nobody reads that stretch again.
@@ -234,7 +206,8 @@ class Ingest:
         behind = np.flatnonzero(reading.guards < reading.position)
         if not len(behind):
             return reading.position
-        return await self._step(source, reading.position, {int(shard): NOTHING for shard in behind})
+        await self._step({source: reading.position}, {int(shard): NOTHING for shard in behind})
+        return self._readings[source].position
 
     async def check(self, source: Source) -> int:
         """Returns the offset to read on from, as `apply` does: an earlier one if a guard stands lower than we left it.
@@ -247,41 +220,54 @@ class Ingest:
             return (await self.positions([source]))[source]
         return self._readings[source].position
 
-    async def _step(self, source: Source, following: int, deltas: dict[int, Deltas]) -> int:
+    async def _step(self, followings: Mapping[Source, int], deltas: Mapping[int, Deltas]) -> None:
         """Apply deltas to their shards. A guard that is not where we left it changes nothing, and sends us back to the guards.
 
         So does a reading that began meanwhile: a store that lost writes must not be taken to hold what came before this step.
         """
-        reading = self._readings[source]
-        steps = [Step(shard, int(reading.guards[shard]), found) for shard, found in deltas.items()]
-        for part in _parts(steps):
-            standing = await self._write(source, following, part)
-            if self._readings[source] is not reading or any(guard != following for guard in standing):
-                return (await self.positions([source]))[source]
+        readings = {source: self._readings[source] for source in followings}
+        for part in _parts([Step(shard, _moves(shard, readings, followings), found) for shard, found in deltas.items()]):
+            standing = await self._write(part)
+            is_anew = any(self._readings[source] is not reading for source, reading in readings.items())
+            if is_anew or standing != [[move.following for move in step.moves] for step in part]:
+                await self.positions(list(followings))
+                return
             # Noted part by part: if the store goes away now, what it took is not sent again, and shows as progress.
-            reading.guards[[step.shard for step in part]] = following
-        reading.position = following
-        return following
+            for step in part:
+                for move in step.moves:
+                    readings[move.source].guards[step.shard] = move.following
+        for source, reading in readings.items():
+            reading.position = followings[source]
 
-    async def _write(self, source: Source, following: int, part: Sequence[Step]) -> list[int]:
+    async def _write(self, part: Sequence[Step]) -> list[list[int]]:
         """Call the store. While it is slow calls take turns: two beside each other would take twice as long, and both miss their time."""
         assert self.generation is not None, "positions() comes first"
         async with self._turn if self._is_slow else nullcontext():
             loop = asyncio.get_running_loop()
             began = loop.time()
             try:
-                return await self.store.apply(self.generation, source, following, part)
+                return await self.store.apply(self.generation, part)
             finally:
                 self._is_slow = loop.time() - began > SLOW_S
 
-    def _deltas(self, decoded: Decoded, generation: Generation, guards: NDArray[np.int64]) -> dict[int, Deltas]:
-        kinds = layouts(self.registry)
-        if decoded.events is not None:
-            return deltas_of_events(decoded.events, kinds, generation, guards)
+    def _deltas(self, together: Sequence[Decoded]) -> dict[int, Deltas]:
+        """Of batches of events, or of one of profiles."""
+        assert self.generation is not None, "positions() comes first"
+        kinds, guards = layouts(self.registry), np.stack([self._readings[decoded.batch.source].guards for decoded in together])
+        events = [decoded.events for decoded in together if decoded.events is not None]
+        if events:
+            return deltas_of_events(events, kinds, self.generation, guards)
+        (decoded,) = together
         kind = kind_of_profiles(decoded.batch.source.topic)
         if kind not in kinds:
             return {}
-        return deltas_of_profiles(decoded.profiles, kinds[kind], list(kinds).index(kind), generation, guards)
+        return deltas_of_profiles(decoded.profiles, kinds[kind], list(kinds).index(kind), self.generation, guards[0])
+
+
+def _moves(shard: int, readings: Mapping[Source, Reading], followings: Mapping[Source, int]) -> list[Move]:
+    """The guards of a shard that are behind; one that is not has nothing to add there either."""
+    found = [Move(source, int(reading.guards[shard]), followings[source]) for source, reading in readings.items()]
+    return [move for move in found if move.expected < move.following]
 
 
 def _parts(steps: Sequence[Step]) -> Iterator[list[Step]]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from online_store.deltas import Deltas
 from online_store.keys import ANY, CURRENT, Generation, Pointer, guard_key, is_record
 from online_store.record import Layout, layouts, merge
-from online_store.store import Registered, Step, check_droppable, check_same, decoded_pointer, live
+from online_store.store import Registered, Step, check_droppable, check_same, decoded_pointer, live, lowest
 from schemas.errors import StoreError
 from schemas.features import Registry
 from schemas.topics import Source
@@ -40,18 +40,18 @@ class MemoryStore:
         other._lay_out(registry)  # noqa: SLF001  # it is one of us
         return other
 
-    async def apply(self, generation: Generation, source: Source, following: int, steps: Sequence[Step]) -> list[int]:
+    async def apply(self, generation: Generation, steps: Sequence[Step]) -> list[list[int]]:
         """As OnlineStore.apply."""
-        return [self._apply(guard_key(generation, step.shard), source, following, step) for step in steps]
+        return [self._apply(guard_key(generation, step.shard), step) for step in steps]
 
-    def _apply(self, guard: bytes, source: Source, following: int, step: Step) -> int:
+    def _apply(self, guard: bytes, step: Step) -> list[int]:
         guards = self._guards.setdefault(guard, {})
-        standing = guards.get(str(source), 0)
-        if standing != step.expected:
+        standing = [guards.get(str(move.source), 0) for move in step.moves]
+        if standing != [move.expected for move in step.moves]:
             return standing
         self._values.update(self._merged(step.deltas))
-        guards[str(source)] = following
-        return following
+        guards.update({str(move.source): move.following for move in step.moves})
+        return [move.following for move in step.moves]
 
     def _merged(self, deltas: Deltas) -> dict[bytes, bytes]:
         self._check(deltas)
@@ -77,6 +77,10 @@ class MemoryStore:
         shards = [self._guards.get(guard_key(generation, shard), {}) for shard in range(generation.shards)]
         rows = [[guards.get(str(source), 0) for guards in shards] for source in sources]
         return np.array(rows, dtype=np.int64).reshape(len(sources), generation.shards)
+
+    async def applied(self, generation: Generation) -> dict[Source, int]:
+        """As OnlineStore.applied."""
+        return lowest([self._guards.get(guard_key(generation, shard), {}) for shard in range(generation.shards)])
 
     async def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """As OnlineStore.read."""

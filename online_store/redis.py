@@ -17,7 +17,7 @@ from online_store.servers.address import Tls
 from online_store.servers.calls import answered, unfailed
 from online_store.servers.node import Node, pack
 from online_store.servers.routing import Command, Servers
-from online_store.store import Registered, Step, check_droppable, check_same, decoded_pointer, live
+from online_store.store import Registered, Step, check_droppable, check_same, decoded_pointer, live, lowest
 from schemas.features import Registry
 from schemas.topics import Source
 
@@ -66,14 +66,14 @@ class RedisStore:
         return other
 
     @answered
-    async def apply(self, generation: Generation, source: Source, following: int, steps: Sequence[Step]) -> list[int]:
+    async def apply(self, generation: Generation, steps: Sequence[Step]) -> list[list[int]]:
         """As OnlineStore.apply: one script call a shard, one pipelined round trip a node, all nodes at once.
 
         Where it raises, some steps may be applied: asked again, they answer `following`, for that is where their guards stand.
         """
-        calls = [_script_call(generation, source, following, step) for step in steps]
+        calls = [_script_call(generation, step) for step in steps]
         evals = [Command(arguments[0], pack(b"EVALSHA", self._apply.sha, count, *arguments)) for count, arguments in calls]
-        return [int(cast("int", guard)) for guard in unfailed(await self._servers.run(evals, self._apply.load))]
+        return cast("list[list[int]]", unfailed(await self._servers.run(evals, self._apply.load)))
 
     @answered
     async def guards(self, generation: Generation, sources: Sequence[Source]) -> NDArray[np.int64]:
@@ -84,6 +84,13 @@ class RedisStore:
         keys = [guard_key(generation, shard) for shard in range(generation.shards)]
         answers = unfailed(await self._servers.run([Command(key, pack(b"HMGET", key, *names)) for key in keys]))
         return np.array([[int(guard or 0) for guard in answer] for answer in answers], dtype=np.int64).T
+
+    @answered
+    async def applied(self, generation: Generation) -> dict[Source, int]:
+        """As OnlineStore.applied."""
+        keys = [guard_key(generation, shard) for shard in range(generation.shards)]
+        answers = unfailed(await self._servers.run([Command(key, pack(b"HGETALL", key)) for key in keys]))
+        return lowest([{name.decode(): int(guard) for name, guard in zip(flat[::2], flat[1::2], strict=True)} for flat in answers])
 
     @answered
     async def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -206,10 +213,10 @@ class RedisStore:
         return unfailed(await self._servers.run([Command(key, pack(name, key, *arguments))]))[0]
 
 
-def _script_call(generation: Generation, source: Source, following: int, step: Step) -> tuple[int, list[bytes]]:
+def _script_call(generation: Generation, step: Step) -> tuple[int, list[bytes]]:
     keys = [guard_key(generation, step.shard), *step.deltas.keys]
-    numbers = [str(source).encode(), b"%d" % step.expected, b"%d" % following]
-    return len(keys), [*keys, *numbers, *_packed(step.deltas)]
+    moves = [part for move in step.moves for part in (str(move.source).encode(), b"%d" % move.expected, b"%d" % move.following)]
+    return len(keys), [*keys, *_packed(step.deltas), *moves]
 
 
 def _packed(deltas: Deltas) -> tuple[bytes, bytes, bytes]:

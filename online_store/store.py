@@ -1,6 +1,6 @@
 """What the platform asks of an online store. online_store/memory.py and online_store/redis.py both are one, and pass one suite."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol, Self
 
 import msgspec
@@ -11,14 +11,22 @@ from online_store.deltas import Deltas
 from online_store.keys import ANY, CURRENT, GENERATIONS, Generation, Pointer
 from schemas.errors import GenerationError, StoreError
 from schemas.features import Registry
-from schemas.topics import Source
+from schemas.topics import Source, source_of
+
+
+class Move(NamedTuple):
+    """A guard's way: of one source, from where it is thought to stand."""
+
+    source: Source
+    expected: int
+    following: int
 
 
 class Step(NamedTuple):
-    """One atomic step: apply deltas to a shard if its guard stands at `expected`."""
+    """One atomic step: apply deltas to a shard and move its guards, if each stands where it is expected. moves: one a source."""
 
     shard: int
-    expected: int
+    moves: Sequence[Move]
     deltas: Deltas
 
 
@@ -33,14 +41,17 @@ class Registered(msgspec.Struct, frozen=True, omit_defaults=True):
 class OnlineStore(Protocol):
     """Records, guards and generations, for records of one registry. Every call may raise StoreError; a lost connection does."""
 
-    async def apply(self, generation: Generation, source: Source, following: int, steps: Sequence[Step]) -> list[int]:
-        """Each step applies its deltas and moves its shard's guard to `following`, or changes nothing.
+    async def apply(self, generation: Generation, steps: Sequence[Step]) -> list[list[int]]:
+        """Each step applies its deltas and moves its shard's guards, or changes nothing.
 
-        Returns the guard of each step's shard after the call: `following` where it was applied, else what stands there.
+        Returns each step's guards after the call, in the order of its moves: all `following` where it was applied, else what stands there.
         """
 
     async def guards(self, generation: Generation, sources: Sequence[Source]) -> NDArray[np.int64]:
         """The next offset that each shard wants of each source, int64 [sources, shards]; 0 where none stands."""
+
+    async def applied(self, generation: Generation) -> dict[Source, int]:
+        """Of each source that some shard has applied something of, the lowest guard: every record has what stands before it."""
 
     async def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """The values under keys, in one call; None where there is none."""
@@ -132,3 +143,9 @@ def check_droppable(number: int, standing: bytes | None, current: Generation | N
     if current and current.number == number:
         raise GenerationError(f"g{number} is current, and everybody reads it. `millstream replay cutover` or `rollback` leaves it first.")
     return decoded_registration(standing)
+
+
+def lowest(shards: Sequence[Mapping[str, int]]) -> dict[Source, int]:
+    """What OnlineStore.applied returns, from the guards of each shard by source."""
+    names = sorted(set().union(*shards))
+    return {source_of(name): min(guards.get(name, 0) for guards in shards) for name in names}

@@ -6,12 +6,13 @@ The bytes are those that schemas.codec.encode gives of the same record (Avro 1.1
 import functools
 import itertools
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Sized
 from typing import NamedTuple
 
 from schemas import avro
 from schemas.codec import SINGLE_OBJECT
 from schemas.records import CANDIDATES_COUNT_MAX, RankResponse, RankTelemetry
+from schemas.topics import Source
 
 _DOUBLE = struct.Struct("<d")
 _RESPONSE = SINGLE_OBJECT + avro.NEWEST[RankResponse.__name__].fingerprint
@@ -54,8 +55,8 @@ def response(items: Items, facts: Facts, latency_ms: float) -> bytes:
     return b"".join((*head, *ranked, *tail))
 
 
-def telemetry(items: Items, facts: Facts, staleness_ms: int) -> bytes:
-    """A RankTelemetry. staleness_ms: how old the oldest vector was that came from the near cache."""
+def telemetry(items: Items, facts: Facts, staleness_ms: int, applied: bytes = b"\0") -> bytes:
+    """A RankTelemetry. staleness_ms: how old the oldest vector was that came from the near cache. applied: what `offsets` gives."""
     sizes = {size: long(size) for size in set(map(len, items.vectors))}
     columns = (
         map(text, items.ids),
@@ -69,8 +70,14 @@ def telemetry(items: Items, facts: Facts, staleness_ms: int) -> bytes:
     served = [part for item in zip(*columns, strict=True) for part in item]
     head = (_TELEMETRY, text(facts.request_id), text(facts.user_id), _count(items.ids))
     named = (_name(facts.model_version), _name(facts.feature_version), _name(facts.generation))
-    tail = (_ZERO, *named, _name(facts.degraded), _name(facts.arm), long(facts.ts_ms), _ZERO, _name(facts.tenant), long(staleness_ms))
+    tail = (_ZERO, *named, _name(facts.degraded), _name(facts.arm), long(facts.ts_ms), applied, _name(facts.tenant), long(staleness_ms))
     return b"".join((*head, *served, *tail))
+
+
+def offsets(applied: Mapping[Source, int]) -> bytes:
+    """The store_offsets of telemetry."""
+    places = [part for source, offset in applied.items() for part in (text(str(source)), long(offset))]
+    return b"".join((_count(applied), *places, _ZERO))
 
 
 def text(word: str) -> bytes:
@@ -96,7 +103,7 @@ _NUMBERS = tuple(long(number) for number in range(CANDIDATES_COUNT_MAX))
 _name = functools.lru_cache(maxsize=1_024)(text)
 
 
-def _count(items: Sequence[object]) -> bytes:
+def _count(items: Sized) -> bytes:
     """What an array begins with; an empty one only has its end."""
     return long(len(items)) if items else b""
 

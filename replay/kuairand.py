@@ -213,6 +213,7 @@ def event_frame(data: KuaiRand) -> pl.DataFrame:
         pl.int_range(pl.len(), dtype=pl.UInt32).alias("row"),
         pl.int_range(pl.len(), dtype=pl.Int64).alias("offset"),
         pl.col("ts_ms").alias("timestamp"),
+        pl.when(pl.col("record") == Impression.__name__).then("position"),
         pl.lit(None, pl.String).alias("model_version"),
         pl.lit("").alias("tenant"),
     )

@@ -1,19 +1,15 @@
-"""Event logs: what was produced, in order, read again from any offset. In Kafka, or in files that stand in for it.
+"""Event logs: what was produced, in order, read again from any offset. In Kafka; replay/files.py has files that stand in for it.
 
 A topic is named without its prefix on both sides of a log. Times are those that the records were produced with: a log of 2022 that
 is appended today still says 2022.
 """
 
-import os
-import zlib
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
-from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
-import msgspec
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka import Message as KafkaMessage
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]  # its stubs do not export it
@@ -46,17 +42,24 @@ class Message(NamedTuple):
     headers: tuple[tuple[str, bytes], ...] = ()
 
 
-class EventLog(Protocol):
+class ReadableLog(Protocol):
     """Topics of records in order. Records of one key stay in the order they were appended in; others may not."""
-
-    def append(self, topic: Topic, messages: Iterable[Message]) -> None:
-        """Store messages; returns when all are. Raises LogError if not, some of them may be stored then."""
 
     def end_offsets(self, topic: Topic) -> dict[int, int]:
         """The offset that the next record of each partition will have. Raises LogError."""
 
+    def offsets_at(self, topic: Topic, moment_ms: int) -> dict[int, int]:
+        """The first offset of each partition whose timestamp is at or after a moment, its end where there is none. Raises LogError."""
+
     def read(self, topic: Topic, starts: Mapping[int, int] | None = None, batch_rows_max: int = BATCH_ROWS_MAX) -> Iterator[Batch]:
         """All records from `starts` (partition -> offset, else the first there is) to the end as it is now. Raises LogError."""
+
+
+class EventLog(ReadableLog, Protocol):
+    """One that can be written, too."""
+
+    def append(self, topic: Topic, messages: Iterable[Message]) -> None:
+        """Store messages; returns when all are. Raises LogError if not, some of them may be stored then."""
 
 
 class Publisher:
@@ -130,15 +133,13 @@ class KafkaLog:
 
     def __init__(self, bootstrap: str, topic_prefix: str = "", security: Mapping[str, str] | None = None) -> None:
         """bootstrap: host:port of the brokers. security: as Publisher's."""
-        self._bootstrap = bootstrap
-        self._prefix = topic_prefix
+        self._bootstrap, self._prefix = bootstrap, topic_prefix
         self._said: deque[KafkaError] = deque(maxlen=10)
         self._client: dict[str, Any] = {**QUIET, **(security or {}), "bootstrap.servers": bootstrap}
         self._admin = AdminClient(self._client | {"error_cb": self._said.append})
 
-    @cached_property
+    @cached_property  # opened by the first append: who only reads needs none
     def _publisher(self) -> Publisher:
-        """Opened by the first append: who only reads needs none."""
         return Publisher(self._bootstrap, self._prefix, self._client)
 
     def append(self, topic: Topic, messages: Iterable[Message]) -> None:
@@ -149,19 +150,33 @@ class KafkaLog:
 
     def end_offsets(self, topic: Topic) -> dict[int, int]:
         """As EventLog says."""
+        return self._offsets(topic, OffsetSpec.latest())  # type: ignore[no-untyped-call]  # its stubs leave it untyped
+
+    def begin_offsets(self, topic: Topic) -> dict[int, int]:
+        """The first offset of each partition that retention has left. Raises LogError."""
+        return self._offsets(topic, OffsetSpec.earliest())  # type: ignore[no-untyped-call]  # as above
+
+    def offsets_at(self, topic: Topic, moment_ms: int) -> dict[int, int]:
+        """As EventLog says."""
+        ends = self.end_offsets(topic)
+        found = self._offsets(topic, OffsetSpec.for_timestamp(moment_ms))
+        return {partition: found[partition] if found[partition] >= 0 else end for partition, end in ends.items()}
+
+    def _offsets(self, topic: Topic, where: OffsetSpec) -> dict[int, int]:
+        """What Kafka says of each partition; -1 where it has no such offset."""
         name = self._prefix + topic.name
         try:
             partitions = self._admin.list_topics(name, timeout=KAFKA_S).topics[name].partitions
-            wanted = {TopicPartition(name, partition): OffsetSpec.latest() for partition in sorted(partitions)}  # type: ignore[no-untyped-call]  # its stubs leave it untyped
+            wanted = {TopicPartition(name, partition): where for partition in sorted(partitions)}
             asked = self._admin.list_offsets(wanted, request_timeout=KAFKA_S) if wanted else {}
-            ends = {place.partition: int(answer.result(KAFKA_S).offset) for place, answer in asked.items()}
+            found = {place.partition: int(answer.result(KAFKA_S).offset) for place, answer in asked.items()}
         except KafkaException as error:
             self._admin.poll(0)
             why = f"{error.args[0].str()}. {kafka_advice(self._said)}"
-            raise LogError(f"{self._bootstrap} does not say where topic {name} ends: {why}") from error
-        if not ends:
+            raise LogError(f"{self._bootstrap} does not say which offsets topic {name} has: {why}") from error
+        if not found:
             raise LogError(f"{self._bootstrap} has no topic {name}. `millstream topics` creates it.")
-        return ends
+        return found
 
     def read(self, topic: Topic, starts: Mapping[int, int] | None = None, batch_rows_max: int = BATCH_ROWS_MAX) -> Iterator[Batch]:
         """As EventLog says; partitions come mixed."""
@@ -230,70 +245,3 @@ def _stored(topic: Topic, message: KafkaMessage) -> StoredRecord:
     at: Any = message
     headers = tuple((name, value or b"") for name, value in at.headers() or ())
     return StoredRecord(topic.name, at.partition(), at.offset(), at.timestamp()[1], at.key(), at.value(), headers)
-
-
-class FileLog:
-    """A log in a folder, for one writer: <topic>/<partition>/<first offset>-<following offset>.msgpack, a file an append."""
-
-    def __init__(self, folder: Path, partitions: int = 4) -> None:
-        """folder: made when first written to."""
-        self._folder = folder
-        self._partitions = partitions
-
-    def append(self, topic: Topic, messages: Iterable[Message]) -> None:
-        """As EventLog says. A key's partition is the one that librdkafka would choose."""
-        parts: dict[int, list[Message]] = defaultdict(list)
-        for message in messages:
-            parts[zlib.crc32(message.key) % self._partitions].append(message)
-        ends = self.end_offsets(topic)
-        for partition, part in parts.items():
-            self._write(topic, partition, ends[partition], part)
-
-    def _write(self, topic: Topic, partition: int, first: int, messages: list[Message]) -> None:
-        """A file appears under its name when it is whole and on the disk."""
-        path = self._of(topic, partition) / f"{first:020}-{first + len(messages):020}.msgpack"
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.with_suffix(".part").open("wb") as file:
-                file.write(msgspec.msgpack.encode(messages))
-                file.flush()
-                os.fsync(file.fileno())
-            path.with_suffix(".part").rename(path)
-        except OSError as error:
-            raise LogError(f"{len(messages)} records cannot be stored in {path}: {error}. Mend that and append them again.") from error
-
-    def end_offsets(self, topic: Topic) -> dict[int, int]:
-        """As EventLog says."""
-        return {partition: max((end for _, end, _ in self._files(topic, partition)), default=0) for partition in range(self._partitions)}
-
-    def read(self, topic: Topic, starts: Mapping[int, int] | None = None, batch_rows_max: int = BATCH_ROWS_MAX) -> Iterator[Batch]:
-        """As EventLog says; one partition after the other."""
-        files = [(partition, *file) for partition in range(self._partitions) for file in self._files(topic, partition)]
-        return self._read(topic, files, starts or {}, batch_rows_max)
-
-    @staticmethod
-    def _read(topic: Topic, files: list[tuple[int, int, int, Path]], starts: Mapping[int, int], rows_max: int) -> Iterator[Batch]:
-        for partition, first, end, path in files:
-            messages = _load(path)
-            for start in range(max(first, starts.get(partition, 0)), end, rows_max):
-                part = enumerate(messages[start - first :][:rows_max], start)
-                records = [
-                    StoredRecord(topic.name, partition, offset, timestamp_ms, key, value, headers)
-                    for offset, (key, value, timestamp_ms, headers) in part
-                ]
-                yield Batch(Source(topic.name, partition), records, start)
-
-    def _files(self, topic: Topic, partition: int) -> list[tuple[int, int, Path]]:
-        """First and following offset of each file, in order."""
-        paths = sorted(self._of(topic, partition).glob("*.msgpack"))
-        return [(int(first), int(end), path) for path in paths for first, end in [path.stem.split("-")]]
-
-    def _of(self, topic: Topic, partition: int) -> Path:
-        return self._folder / topic.name / str(partition)
-
-
-def _load(path: Path) -> list[Message]:
-    try:
-        return msgspec.msgpack.decode(path.read_bytes(), type=list[Message])
-    except (OSError, msgspec.MsgspecError) as error:
-        raise LogError(f"{path} cannot be read: {error}. Restore it from a copy: without it the log has a gap.") from error

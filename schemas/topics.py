@@ -111,6 +111,12 @@ class Source(NamedTuple):
         return f"{self.topic}/{self.partition}"
 
 
+def source_of(name: str) -> Source:
+    """The source that has this name: the inverse of str()."""
+    topic, _, partition = name.rpartition("/")
+    return Source(topic, int(partition))
+
+
 class Batch(NamedTuple):
     """All that one source holds in [start, following): offsets ascending, never empty.
 

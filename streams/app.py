@@ -10,7 +10,7 @@ import signal
 import ssl
 import tempfile
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from confluent_kafka.admin import AdminClient
 from faust import SASLCredentials, SSLCredentials
 
 from online_store.ingest import Ingest
+from online_store.keys import Generation
 from online_store.store import OnlineStore
 from schemas.columnar.repeats import REPEAT_OFFSETS
 from schemas.errors import LogError, MillstreamError, SettingsError, kafka_advice
@@ -45,8 +46,8 @@ RIVAL_S = 0.5
 #: How often Kafka is asked where sources end (seconds): while a store holds everything up, nothing else tells the lag.
 LAG_S = 2.0
 #: Bytes that one answer of the broker holds of a partition. Under load it bounds a batch, and large batches touch a popular item's
-#: record once; the default of 1 MiB costs the store a fifth more an event. Each partition may hold as many in memory.
-PARTITION_BYTES_MAX = 4 << 20
+#: record once: with half as many the store has an eighth more to do for an event. With more, a worker takes more than 400 MB.
+PARTITION_BYTES_MAX = 8 << 20
 #: Objects made and not freed before a search for cycles begins. Usual is 700; more would let what Faust leaves behind pile up.
 GARBAGE_THRESHOLD = 200_000
 #: How often a worker looks whether it has crashed or was asked to stop (seconds).
@@ -63,7 +64,7 @@ log = logging.getLogger("millstream.ingest")
 class IngestSettings:
     """kafka_bootstrap: host:port[,host:port]; group_id: workers that share the partitions.
 
-    repeat_offsets: as of online_store.ingest.Ingest.
+    repeat_offsets: as of online_store.ingest.Ingest. partition_bytes_max: of one answer of the broker, for each partition.
     security: TLS and SASL by librdkafka's names (security.protocol, ssl.ca.location, sasl.username and so on); none is plain text.
     """
 
@@ -73,11 +74,12 @@ class IngestSettings:
     schema_registry_url: str = ""
     session_timeout_s: float = 10.0
     repeat_offsets: int = REPEAT_OFFSETS
+    partition_bytes_max: int = PARTITION_BYTES_MAX
     security: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
-def build(settings: IngestSettings, store: OnlineStore, registry: Registry) -> App:
-    """An app with its worker behind it, not started."""
+def build(settings: IngestSettings, store: OnlineStore, registry: Registry, target: Generation | None = None) -> Worker:
+    """A worker with its app, not started. target: as of online_store.ingest.Ingest."""
     app = App(
         settings.group_id,
         broker=f"kafka://{settings.kafka_bootstrap.replace(',', ';kafka://')}",
@@ -88,7 +90,7 @@ def build(settings: IngestSettings, store: OnlineStore, registry: Registry) -> A
         web_enabled=False,
         datadir=Path(tempfile.gettempdir()) / "millstream-faust",
         consumer_auto_offset_reset="earliest",
-        consumer_max_fetch_size=PARTITION_BYTES_MAX,
+        consumer_max_fetch_size=settings.partition_bytes_max,
         broker_session_timeout=settings.session_timeout_s,
         broker_heartbeat_interval=settings.session_timeout_s / 4,
         broker_commit_interval=2.0,
@@ -96,7 +98,7 @@ def build(settings: IngestSettings, store: OnlineStore, registry: Registry) -> A
         producer_compression_type="gzip",
         stream_wait_empty=False,
     )
-    ingest = Ingest(store, registry, schema_ids(settings.schema_registry_url), settings.repeat_offsets, patience_s=RIVAL_S)
+    ingest = Ingest(store, registry, schema_ids(settings.schema_registry_url), settings.repeat_offsets, target, RIVAL_S)
     worker = Worker(app, ingest)
     app.positions = worker.assign
     add_agents(app, worker)
@@ -104,7 +106,7 @@ def build(settings: IngestSettings, store: OnlineStore, registry: Registry) -> A
     app.timer(SETTLE_S, name="settle")(worker.settle)
     app.timer(FOLLOW_S, name="follow")(worker.follow)
     app.timer(LAG_S, name="observe_lag")(worker.observe_lag)
-    return app
+    return worker
 
 
 async def run(settings: IngestSettings, store: OnlineStore, registry: Registry) -> int:
@@ -114,19 +116,31 @@ async def run(settings: IngestSettings, store: OnlineStore, registry: Registry) 
     """
     await asyncio.to_thread(check_topics, settings)
     await Ingest(store, registry).start()
-    app = build(settings, store, registry)
     asked = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, asked.set)
+
+    async def is_over() -> bool:
+        return asked.is_set()
+
+    try:
+        return await work(build(settings, store, registry), is_over)
+    finally:
+        await store.close()
+
+
+async def work(worker: Worker, is_over: Callable[[], Awaitable[bool]]) -> int:
+    """Start a worker and let it take batches until it is over. Returns the exit code, as `run` does."""
+    app = worker.app
     await app.start()
     _tame_garbage_collection()
-    log.info("ingest is up: group %s on %s", settings.group_id, settings.kafka_bootstrap)
-    while not asked.is_set() and not _crashed(app):  # noqa: ASYNC110  # Faust tells nobody of a crash: it must be looked at
+    log.info("ingest is up: group %s on %s", app.conf.id, app.conf.broker)
+    while not _crashed(app) and not await is_over():  # noqa: ASYNC110  # Faust tells nobody of a crash: it must be looked at
         await asyncio.sleep(HEALTH_CHECK_S)
     crash = _crashed(app)
     if crash:
         log.error("ingest cannot go on: %r. Restart it: it goes on where the guards stand.", crash)
-    await _stop(app, store)
+    await _stop(app)
     return 1 if crash else 0
 
 
@@ -187,9 +201,8 @@ def _tame_garbage_collection() -> None:
     gc.set_threshold(GARBAGE_THRESHOLD)
 
 
-async def _stop(app: App, store: OnlineStore) -> None:
+async def _stop(app: App) -> None:
     try:
         await asyncio.wait_for(app.stop(), STOP_S)
     except TimeoutError:
         log.warning("ingest did not stop within %s s and is left as it is: the guards know what was applied", STOP_S)
-    await store.close()

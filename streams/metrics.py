@@ -28,6 +28,15 @@ STAGES = Histogram(
     ["stage"],
     buckets=[0.0001 * 2**step for step in range(16)],
 )
+LAKE_ROWS = Counter("millstream_lake_rows", "Records written to the lake.", ["topic"])
+LAKE_LAG = Gauge("millstream_lake_lag_records", "Records of a source that are not in the lake yet.", ["topic", "partition"])
+LAKE_MISSED = Counter("millstream_lake_missed", "Offsets that Kafka removed before the lake had them.", ["topic"])
+LAKE_COMMIT = Histogram(
+    "millstream_lake_commit_seconds",
+    "Time that a table's transaction took.",
+    ["topic"],
+    buckets=[0.01 * 2**step for step in range(12)],
+)
 
 
 @contextmanager

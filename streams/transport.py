@@ -30,10 +30,8 @@ Positions = Callable[[Sequence[Source]], Awaitable[Mapping[Source, int]]]
 #: How long the broker may hold back an answer while it has nothing to send (milliseconds). A partition that was not asked for in that
 #: request waits as long though it has records: Faust's own 1,500 stalls a busy partition beside idle ones. Less is idle polling.
 FETCH_WAIT_MS = 50
-#: Bytes of one answer of the broker, all partitions together: what a worker holds of it is three times as much while it is taken apart.
-FETCH_BYTES_MAX = 6 << 20
-#: Batches that may be under way: more would wait in memory, taken apart, instead of as the broker sent them.
-UNDER_WAY_MAX = 6
+#: Batches that may be under way: one is decoded while the store has another, and a third waits. More would fill memory.
+UNDER_WAY_MAX = 3
 #: How often a fetch looks for partitions whose batch is done, while some have one under way (seconds).
 BUSY_WAIT_S = 0.01
 
@@ -47,7 +45,8 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         fetch.install()
         consumer = super()._create_worker_consumer(transport)
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS  # noqa: SLF001  # the seam: read when the consumer starts
-        consumer._fetch_max_bytes = FETCH_BYTES_MAX  # noqa: SLF001  # as above
+        # An answer is taken apart whole, at three times its size: of all partitions together it holds no more than of one.
+        consumer._fetch_max_bytes = transport.app.conf.consumer_max_fetch_size  # noqa: SLF001  # as above
         # What a transactional producer took back was never said: replay and the ranker do not see it either.
         consumer._isolation_level = "read_committed"  # noqa: SLF001  # as above
         return consumer
@@ -93,6 +92,11 @@ class BatchConsumer(driver.Consumer):
         self._next = {partitions[source]: offset for source, offset in positions.items()}
         self._rewinds = dict(self._next)
         self._under_way.clear()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no batch is under way."""
+        return not self._under_way
 
     def done(self, source: Source) -> None:
         """A batch of a source was taken or dropped: the source may be fetched again."""
@@ -239,6 +243,11 @@ class App(faust.App):
     def is_source(self, tp: TP) -> bool:
         """Whether a partition is one that agents read."""
         return tp.topic in self.source_topics
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no batch is under way."""
+        return cast("BatchConsumer", self.consumer).is_idle
 
     def source_of(self, tp: TP) -> Source:
         """A Kafka partition as the store knows it: without the prefix."""

@@ -15,7 +15,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import TypeVar
 
-from online_store.ingest import Decoded, Ingest
+from online_store.ingest import Ingest
+from online_store.sources.decoded import Decoded
 from schemas.errors import LogError, StoreAwayError
 from schemas.topics import Batch, Source
 from streams import dead_letters, metrics
@@ -38,7 +39,7 @@ class Worker:
     """Takes batches to the store."""
 
     def __init__(self, app: App, ingest: Ingest) -> None:
-        """For one app and one store."""
+        """For one app and one store. events_count, repeats_count, bad_count: what was new of what was taken."""
         self.app = app
         self.ingest = ingest
         self._positions: dict[Source, int] = {}
@@ -46,6 +47,7 @@ class Worker:
         self._overdue: dict[Source, int] = {}
         self._locks: dict[Source, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._placing = asyncio.Lock()
+        self.events_count = self.repeats_count = self.bad_count = 0
 
     async def assign(self, sources: Sequence[Source]) -> Mapping[Source, int]:
         """Where to read newly assigned sources from, as their guards say.
@@ -125,6 +127,14 @@ class Worker:
         await self.ingest.keep_sent(source)
         return await self.ingest.settle(source)
 
+    async def lag(self) -> int | None:
+        """How many records of our sources are not applied yet; None while that is not known. Raises LogError."""
+        positions = dict(self._positions)
+        if not positions:
+            return None
+        ends = await self.app.ends(list(positions))
+        return sum(max(end - positions[source], 0) for source, end in ends.items())
+
     async def observe_lag(self) -> None:
         """Tell how far each source is behind, though nothing is fetched: a store that stands still holds up everything else."""
         try:
@@ -162,9 +172,21 @@ class Worker:
             await dead_letters.send(self.app, decoded.bad)
             self.ingest.sent(decoded)
         with metrics.stage("apply"):
-            following = await _patiently(lambda: self.ingest.apply(decoded), lambda: self.ingest.progress(decoded.batch.source))
-        _observe(decoded)
+            source = batch.source
+            following = (await _patiently(lambda: self.ingest.apply([decoded]), lambda: self.ingest.progress(source)))[source]
+        self._observe(decoded)
         return following
+
+    def _observe(self, decoded: Decoded) -> None:
+        """Count what was new: a stretch that is read to know repeats again was counted before."""
+        batch = decoded.batch
+        self.events_count += decoded.good_count
+        self.repeats_count += decoded.repeats_count
+        self.bad_count += decoded.bad_count
+        metrics.EVENTS.labels(batch.source.topic).inc(decoded.good_count)
+        metrics.REPEATS.labels(batch.source.topic).inc(decoded.repeats_count)
+        if decoded.good_count:
+            metrics.FRESHNESS.observe(max(time.time() - batch.records[-1].timestamp / 1000, 0))
 
     def _rewind(self, source: Source, offset: int, reason: str) -> None:
         """Ask for a source from an offset, once: batches already under way will not fit either."""
@@ -198,12 +220,3 @@ async def _patiently(call: Callable[[], Awaitable[T]], progress: Callable[[], in
             if loop.time() > deadline:
                 raise
         await asyncio.sleep(next(pauses, STORE_PAUSES_S[-1]))
-
-
-def _observe(decoded: Decoded) -> None:
-    """Count what was new: a stretch that is read to know repeats again was counted before."""
-    batch = decoded.batch
-    metrics.EVENTS.labels(batch.source.topic).inc(decoded.good_count)
-    metrics.REPEATS.labels(batch.source.topic).inc(decoded.repeats_count)
-    if decoded.good_count:
-        metrics.FRESHNESS.observe(max(time.time() - batch.records[-1].timestamp / 1000, 0))

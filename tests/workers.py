@@ -109,17 +109,18 @@ class Process:
 def ingest_worker(folder: Path, settings: IngestSettings, store_url: str, **environment: str) -> Process:
     """An ingest worker: streams.app.run with these settings."""
     arguments = json.dumps({name: getattr(settings, name) for name in IngestSettings.__dataclass_fields__})
-    return Process(["-m", "tests.workers", arguments, store_url], _log_file(folder), **environment)
+    return Process(["-m", "tests.workers", arguments, store_url], log_file(folder), **environment)
 
 
 def command(folder: Path, verb: str, **settings: str) -> Process:
     """`millstream VERB` with settings by MILLSTREAM_* variables."""
     return Process(
-        ["-m", "compose.cli", verb], _log_file(folder), **{f"MILLSTREAM_{name.upper()}": value for name, value in settings.items()}
+        ["-m", "compose.cli", verb], log_file(folder), **{f"MILLSTREAM_{name.upper()}": value for name, value in settings.items()}
     )
 
 
-def _log_file(folder: Path) -> Path:
+def log_file(folder: Path) -> Path:
+    """Where the next process of a test says what it does."""
     return folder / f"worker-{len(list(folder.glob('worker-*.log')))}.log"
 
 

@@ -142,6 +142,11 @@ class Log:
         return (record for source in self.sources for record in self.partitions[source])
 
 
+async def take(ingest: Ingest, batch: Batch) -> int:
+    """Decode and apply one batch. Returns where its source is to be read on from."""
+    return (await ingest.apply([ingest.decode(batch)]))[batch.source]
+
+
 async def replay(
     log: Log, store: OnlineStore, registry: Registry = REGISTRY, rows_max: int = 1_000, repeat_offsets: int = REPEAT_OFFSETS
 ) -> Ingest:
@@ -150,7 +155,7 @@ async def replay(
     for source, start in (await ingest.positions(log.sources)).items():
         position = start
         while (found := log.fetch(source, position, rows_max)) is not None:
-            position = await ingest.apply(ingest.decode(found))
+            position = await take(ingest, found)
             assert position == found.following, "nobody else is there"
     return ingest
 

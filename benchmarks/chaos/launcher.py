@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from online_store.ingest import Ingest
 from online_store.keys import Generation
 from online_store.redis import RedisStore
 from online_store.store import Step
 from schemas.features import REGISTRY
-from schemas.topics import Batch, Source
+from schemas.topics import Batch
 from streams import dead_letters
 from streams.app import IngestSettings, run
 from streams.transport import App, BatchConsumer
@@ -95,29 +96,35 @@ def put_around(owner: object, name: str, before: str = "", after: str = "") -> N
 class ChaosStore(RedisStore):
     """The store, with steps around each shard's call; a worker that wakes up in one says whether its stale write was taken."""
 
-    async def apply(self, generation: Generation, source: Source, following: int, steps: Sequence[Step]) -> list[int]:
+    async def apply(self, generation: Generation, steps: Sequence[Step]) -> list[list[int]]:
         """As RedisStore.apply; shard by shard if the order is for a place between them."""
         frozen = reach("before the store")
         if order.step == "between shards":
             answers = []
             for step in steps:
-                answers += await super().apply(generation, source, following, [step])
+                answers += await super().apply(generation, [step])
                 frozen = reach("between shards") or frozen
         elif frozen:
-            answers = await self._apply_stale(generation, source, following, steps)
+            answers = await self._apply_stale(generation, steps)
         else:
-            answers = await super().apply(generation, source, following, steps)
+            answers = await super().apply(generation, steps)
         reach("after the store")
         return answers
 
-    async def _apply_stale(self, generation: Generation, source: Source, following: int, steps: Sequence[Step]) -> list[int]:
-        shards = [step.shard for step in steps]
-        before = (await self.guards(generation, [source]))[0][shards]
-        answers = await super().apply(generation, source, following, steps)
-        after = (await self.guards(generation, [source]))[0][shards]
-        stale = before != np.array([step.expected for step in steps])
+    async def _apply_stale(self, generation: Generation, steps: Sequence[Step]) -> list[list[int]]:
+        before = await self._standing(generation, steps)
+        answers = await super().apply(generation, steps)
+        after = await self._standing(generation, steps)
+        stale = before != np.array([move.expected for step in steps for move in step.moves])
         note(stale=int(stale.sum()), accepted=int((after < before).sum()))
         return answers
+
+    async def _standing(self, generation: Generation, steps: Sequence[Step]) -> NDArray[np.int64]:
+        """Where the guards that steps move stand, int64 [moves]."""
+        moves = [(move.source, step.shard) for step in steps for move in step.moves]
+        sources = list(dict.fromkeys(source for source, _ in moves))
+        found = await self.guards(generation, sources)
+        return np.array([found[sources.index(source), shard] for source, shard in moves], np.int64)
 
 
 def take_orders() -> None:

@@ -45,7 +45,7 @@ class Log:
 
     async def _take(self, source: Source, sent: list[tuple[int, bytes]]) -> None:
         for batch in self._batches(source, sent):
-            following = await self.ingest.apply(self.ingest.decode(batch))
+            following = (await self.ingest.apply([self.ingest.decode(batch)]))[batch.source]
             assert following == batch.following, (source, batch.start, following)
 
     def _batches(self, source: Source, sent: list[tuple[int, bytes]]) -> Iterator[Batch]:

@@ -12,8 +12,9 @@ from pathlib import Path
 from compose.demo.loop import Answers, Judged, Watch
 from compose.demo.parts import Parts
 from compose.demo.view import View
-from compose.train import Split, popularity, read_history, train
+from compose.train import Split, popularity, train
 from replay import kuairand
+from replay.history import read_history
 from replay.log import Publisher
 from schemas.features import CTR_PRIOR
 from schemas.records import Event, Impression, RankResponse

@@ -1,11 +1,11 @@
 -- Apply one batch of deltas to one shard, exactly once.
 -- KEYS[1]    guard hash of the shard: source -> next offset
 -- KEYS[2..]  records touched
--- ARGV[1]    source, "topic/partition"     ARGV[2] expected offset     ARGV[3] following offset
--- ARGV[4]    kind of each record, one byte: its place in LAYOUTS, from 1
--- ARGV[5]    rows, 36 bytes each (online_store/record.py, ROW): what to add to one tile of the record at that place in KEYS[2..]
--- ARGV[6]    static sections, each behind the place of its record (u32): what a content or user record writes
--- Returns the guard after the call: `following` if applied, else what stands there and nothing was changed.
+-- ARGV[1]    kind of each record, one byte: its place in LAYOUTS, from 1
+-- ARGV[2]    rows, 36 bytes each (online_store/record.py, ROW): what to add to one tile of the record at that place in KEYS[2..]
+-- ARGV[3]    static sections, each behind the place of its record (u32): what a content or user record writes
+-- ARGV[4..]  by threes: a source, "topic/partition", its expected offset, its following offset
+-- Returns the sources' guards after the call: `following` if applied, else what stands there and nothing was changed.
 -- All input is checked and all new records are made before the first write: Redis does not undo a script that fails half way.
 -- LAYOUTS is put in front of this file by online_store/redis.py, from the registry: head (for struct), head_bytes, front_bytes,
 -- static_bytes, tile_ms, ttl_ms, blank, and a ring a window {slots, hop_ms}, in the order in which they stand in the record.
@@ -18,10 +18,16 @@ local LAST, FLOOR = 2, 3
 local unpack_all, unpack, pack, sub, byte, concat = unpack, struct.unpack, struct.pack, string.sub, string.byte, table.concat
 local call, floor_of = redis.call, math.floor
 
-local guard = tonumber(redis.call('HGET', KEYS[1], ARGV[1]) or '0')
-if guard ~= tonumber(ARGV[2]) then return guard end
+local kinds, rows, statics = ARGV[1], ARGV[2], ARGV[3]
+local guards, standing, is_expected = {}, {}, true
+for at = 4, #ARGV, 3 do
+  local guard = tonumber(call('HGET', KEYS[1], ARGV[at]) or '0')
+  guards[#guards + 1], guards[#guards + 2] = ARGV[at], ARGV[at + 2]
+  standing[#standing + 1] = guard
+  is_expected = is_expected and guard == tonumber(ARGV[at + 1])
+end
+if not is_expected then return standing end
 
-local kinds, rows, statics = ARGV[4], ARGV[5], ARGV[6]
 local count = #KEYS - 1
 if #kinds ~= count or #rows % ROW_BYTES ~= 0 then
   return redis.error_reply('ERR deltas do not fit: ' .. count .. ' keys, ' .. #kinds .. ' kinds, ' .. #rows .. ' bytes of rows')
@@ -192,7 +198,7 @@ for i = 1, count do
   end
 end
 
-local following = tonumber(ARGV[3])
+local following = tonumber(ARGV[6])
 for i = 1, count do
   if whole[i] then
     -- 0.8 to 1.2 of the time to live, from the key's last bytes and the offset: records written together must not expire together.
@@ -203,5 +209,6 @@ for i = 1, count do
     call('SETRANGE', KEYS[i + 1], '0', raws[i])
   end
 end
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
-return following
+call('HSET', KEYS[1], unpack_all(guards))
+for place = 1, #standing do standing[place] = tonumber(guards[2 * place]) end
+return standing

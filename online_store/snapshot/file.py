@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import numpy as np
@@ -35,6 +35,20 @@ MADE = b"millstream"
 Write = Callable[[Sequence[bytes], Sequence[bytes]], None]
 
 
+class Place(NamedTuple):
+    """A file as it stood under its name. It is never changed, only replaced."""
+
+    file: Path
+    inode: int
+    changed_ns: int
+
+    @classmethod
+    def of(cls, file: Path) -> "Place":
+        """What stands under a name now. Raises OSError."""
+        found = file.stat()
+        return cls(file, found.st_ino, found.st_mtime_ns)
+
+
 class Made(msgspec.Struct, frozen=True):
     """What a snapshot was made of. made_at_ms: when that began; what was written to the store since may be missing."""
 
@@ -45,12 +59,13 @@ class Made(msgspec.Struct, frozen=True):
 
 
 class Snapshot:
-    """An open snapshot. until_ms: the last moment for which it may be asked."""
+    """An open snapshot. until_ms: the last moment for which it may be asked. place: of its file, not of one that took its name since."""
 
-    def __init__(self, made: Made, until_ms: int, table: "pa.Table") -> None:
+    def __init__(self, made: Made, until_ms: int, table: "pa.Table", place: Place) -> None:
         """table: hash, key and record, in the order of hashes. Hashes are copied (8 bytes a record); the rest stays in the file."""
         self.made = made
         self.until_ms = until_ms
+        self.place = place
         self._hashes: NDArray[np.uint64] = table["hash"].to_numpy()
         self._batches: list[pa.RecordBatch] = table.select(["key", "record"]).to_batches()
         self._starts = np.cumsum([0, *(len(batch) for batch in self._batches)])
@@ -112,17 +127,27 @@ def load(file: Path, registry: Registry) -> Snapshot:
     import pyarrow.compute  # noqa: PLC0415  # rows are taken by it: the first look-up has no time for its import
 
     try:
+        place = Place.of(file)
         table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
         table.validate(full=True)
         made = msgspec.json.decode((table.schema.metadata or {})[MADE], type=Made)
     except (OSError, KeyError, pa.ArrowException, msgspec.DecodeError) as error:
-        message = f"snapshot_file {file} is no snapshot: {error}. Make it with `millstream snapshot`, or set none."
+        message = f"snapshot_file {file} is no snapshot: {error}. Make it with `millstream replay backfill-snapshot`, or set none."
         raise SettingsError(message) from error
     if (made.feature_version, made.record_version) != (registry.fingerprint, RECORD_VERSION):
         message = (
             f"snapshot_file {file} is of feature_version {made.feature_version} and record version {made.record_version}, "
-            f"ours are {registry.fingerprint} and {RECORD_VERSION}. Make it anew with `millstream snapshot`, or set none."
+            f"ours are {registry.fingerprint} and {RECORD_VERSION}. Make it anew with `millstream replay backfill-snapshot`, or set none."
         )
         raise SettingsError(message)
     # A removal from then on leaves a tombstone for that long at least: before this moment no record here can outlive its own removal.
-    return Snapshot(made, made.made_at_ms + layouts(registry)[ITEM].ttl_ms_min, table)
+    return Snapshot(made, made.made_at_ms + layouts(registry)[ITEM].ttl_ms_min, table, place)
+
+
+def newest(snapshot: Snapshot, registry: Registry) -> Snapshot:
+    """What stands under a snapshot's name now: itself, if nothing took its place. Raises SettingsError as `load` does."""
+    file = snapshot.place.file
+    try:
+        return snapshot if Place.of(file) == snapshot.place else load(file, registry)
+    except OSError as error:
+        raise SettingsError(f"snapshot_file {file} is not there any more: {error}. The one that was loaded is kept.") from error

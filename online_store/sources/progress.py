@@ -1,13 +1,11 @@
 """How far the reading of one source has come, and what a new beginning may keep of it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.columnar.repeats import Repeats
-from schemas.topics import BadRecord
 
 #: Of who sends nothing to dead-letters: past every offset.
 ALL_SENT = int(np.iinfo(np.int64).max)
@@ -37,10 +35,6 @@ class Reading:
     def is_being_passed(self, guards: NDArray[np.int64]) -> bool:
         """Whether somebody else moves guards, and not all of them are past what we have decoded."""
         return bool((guards > self.guards).any()) and int(guards.min()) < self.decoded
-
-    def unsent(self, bad: Sequence[BadRecord]) -> list[BadRecord]:
-        """The bad records that are not in dead-letters for sure."""
-        return [one for one in bad if one.record.offset >= self.sent]
 
 
 def begun(known: Reading | None, guards: NDArray[np.int64], sent: int, sent_guard: int, reach: int) -> Reading:

@@ -13,21 +13,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from online_store.keys import Entity
-from online_store.snapshot.file import Snapshot
+from online_store.snapshot.file import Snapshot, newest
 from ranker import metrics
+from schemas.errors import SettingsError
+from schemas.features import Registry
 
 #: Items that are looked up at once: those of a batch that were found in time count, though others were not. Fewer cost more calls.
 LOOK_UP_COUNT = 500
 
 
 class Backfill:
-    """Looks into one snapshot."""
+    """Looks into the newest snapshot."""
 
-    def __init__(self, snapshot: Snapshot, budget_ms: float) -> None:
+    def __init__(self, snapshot: Snapshot, registry: Registry, budget_ms: float) -> None:
+        """Knows this one until `refresh`."""
         self._snapshot = snapshot
+        self._registry = registry
         self._budget_ms = budget_ms
         # One: look-ups that wait for a slow disk must not hold up each other's callers, nor what else the loop hands to threads.
         self._thread = ThreadPoolExecutor(1, "backfill")
+
+    async def refresh(self) -> None:
+        """Go over to the file that took the snapshot's place, if one did; one that does not fit changes nothing.
+
+        It is read and checked in another thread, while look-ups go on in the one before.
+        """
+        try:
+            self._snapshot = await asyncio.to_thread(newest, self._snapshot, self._registry)
+        except SettingsError:
+            metrics.FALLBACKS.labels("snapshot").inc()
 
     async def fill(self, entities: Sequence[Entity], raws: list[bytes | None], as_of_ms: NDArray[np.int64]) -> None:
         """Put what the snapshot has into the places of raws where nothing is. as_of_ms: int64 [n], for which moment each is wanted."""

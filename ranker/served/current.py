@@ -58,6 +58,7 @@ class Current:
                 await self._switch(pointer, (await self._store.generations()).get(pointer.generation))
         except StoreError:
             metrics.FALLBACKS.labels("refresh").inc()
+        await self.served.pipeline.look(self.served.generation)
 
     async def _read(self, generation: Generation | None) -> None:
         if generation != self.served.generation:

@@ -14,8 +14,8 @@ from schemas.records import Click, Dwell, Impression
 
 #: The records that are events; `Events.record` says which by its place here.
 RECORDS = (Impression.__name__, Click.__name__, Dwell.__name__)
-#: The fields that updates are made of; a record that lacks one has NONE, or a word of length -1.
-NUMBERS = ("ts_ms", "dwell_ms")
+#: The fields that updates are made of, and where an item was shown; a record that lacks one has NONE, or a word of length -1.
+NUMBERS = ("ts_ms", "dwell_ms", "position")
 WORDS = ("request_id", "user_id", "item_id", "model_version", "tenant")
 Ints = NDArray[np.int64]
 

@@ -34,14 +34,24 @@ class Grouped(NamedTuple):
     last_ms: Ints
 
 
-def group(text: Buffer, ids: Ints, tenants: Ints, times: tuple[Ints, Ints], adds: Ints, tile_ms: Ints, guards: Ints) -> Grouped:
-    """Group n events that each name one entity of every kind, or none.
+class Places(NamedTuple):
+    """Where n events stand in their logs, and what is wanted of those.
 
-    text: all words. ids: int64 [kinds, n, 2], start and length, length -1 for none. tenants: int64 [n, 2]. times: ts_ms and offset, int64
-    [n]. adds: int64 [n, counters]. tile_ms: int64 [kinds]. guards: int64 [shards], a power of two of them; an event that stands before
-    its shard's is left out.
+    source: int64 [n], a row of guards. offset: int64 [n]. guards: int64 [sources, shards], a power of two of shards.
     """
-    return Grouped(*_group(text, ids, tenants, times[0], times[1], adds, tile_ms, guards))
+
+    source: Ints
+    offset: Ints
+    guards: Ints
+
+
+def group(text: Buffer, ids: Ints, tenants: Ints, ts_ms: Ints, adds: Ints, tile_ms: Ints, places: Places) -> Grouped:
+    """Group n events that each name one entity of every kind, or none; an event that stands before its guard is left out.
+
+    text: all words. ids: int64 [kinds, n, 2], start and length, length -1 for none. tenants: int64 [n, 2]. ts_ms: int64 [n].
+    adds: int64 [n, counters]. tile_ms: int64 [kinds].
+    """
+    return Grouped(*_group(text, ids, tenants, ts_ms, adds, tile_ms, places.source, places.offset, places.guards))
 
 
 @numba.njit(cache=True)
@@ -71,9 +81,9 @@ def keys(  # noqa: PLR0913  # compiled functions take arrays, not objects
 
 @numba.njit(cache=True)
 def _group(  # noqa: C901, PLR0913  # one loop over events; two hash tables under way
-    text: Buffer, ids: Ints, tenants: Ints, ts_ms: Ints, offset: Ints, adds: Ints, tile_ms: Ints, guards: Ints
+    text: Buffer, ids: Ints, tenants: Ints, ts_ms: Ints, adds: Ints, tile_ms: Ints, source: Ints, offset: Ints, guards: Ints
 ) -> tuple[NDArray[np.uint8], Ints, Ints, Ints, Ints, Ints, Ints, Ints]:
-    kinds, events = ids.shape[0], ids.shape[1]
+    kinds, events, shards = ids.shape[0], ids.shape[1], guards.shape[1]
     size = 16
     while size < 2 * kinds * events:
         size *= 2
@@ -107,8 +117,8 @@ def _group(  # noqa: C901, PLR0913  # one loop over events; two hash tables unde
                 entity_slots[slot] = entity
                 kind[entity], event[entity], hashes[entity] = of_kind, row, value
                 length = _name(text, tenants[row], ids[of_kind, row], name, 0)
-                shard[entity] = xxh32(name, length) & np.uint32(len(guards) - 1)
-            if offset[row] < guards[shard[entity]]:
+                shard[entity] = xxh32(name, length) & np.uint32(shards - 1)
+            if offset[row] < guards[source[row], shard[entity]]:
                 continue
             of_tile = ts_ms[row] // tile_ms[of_kind]
             slot = ((entity * 0x9E3779B1) ^ (of_tile * 0x85EBCA6B)) & (size - 1)
@@ -124,14 +134,14 @@ def _group(  # noqa: C901, PLR0913  # one loop over events; two hash tables unde
             for counter in range(adds.shape[1]):
                 sums[place, counter] += adds[row, counter]
             last_ms[place] = max(last_ms[place], ts_ms[row])
-    return _sorted(kind[:entities], event[:entities], shard[:entities], owner[:rows], tile[:rows], sums[:rows], last_ms[:rows], len(guards))
+    return _sorted(kind[:entities], event[:entities], shard[:entities], owner[:rows], tile[:rows], sums[:rows], last_ms[:rows], shards)
 
 
 @numba.njit(cache=True)
 def _sorted(  # noqa: PLR0913  # as `keys`
     kind: NDArray[np.uint8], event: Ints, shard: Ints, owner: Ints, tile: Ints, sums: Ints, last_ms: Ints, shards: int
 ) -> tuple[NDArray[np.uint8], Ints, Ints, Ints, Ints, Ints, Ints, Ints]:
-    """Entities that have rows, by shard; rows by entity."""
+    """Entities that have rows, by shard; rows by entity, the oldest tile first: the store takes late tiles slowly."""
     held = np.zeros(len(kind), np.int64)
     for entity in owner:
         held[entity] += 1
@@ -152,12 +162,79 @@ def _sorted(  # noqa: PLR0913  # as `keys`
         rows_from[place + 1] = rows_from[place] + held[of_number[place]]
     rows_at = rows_from[entities_at]
     of_row = np.zeros(len(owner), np.int64)
-    for row in range(len(owner)):
+    for row in np.argsort(tile):
         entity = number[owner[row]]
         of_row[rows_from[entity]] = row
         rows_from[entity] += 1
     places = number[owner[of_row]] - entities_at[shard[owner[of_row]]]
     return kind[of_number], event[of_number], entities_at, rows_at, places, tile[of_row], sums[of_row], last_ms[of_row]
+
+
+class Rings(NamedTuple):
+    """How records keep tiles. tile_ms: int64 [kinds], of a row. hop_ms, slots: int64 [kinds, rings], 0 where a kind has fewer of them."""
+
+    tile_ms: Ints
+    hop_ms: Ints
+    slots: Ints
+
+
+def coarsened(grouped: Grouped, rings: Rings) -> Grouped:
+    """The same for the store, in fewer rows.
+
+    What is so old beside its entity's newest row that only coarse rings want it is summed by their tiles, and left out where none does: a
+    day of a popular item is three hundred tiles of five minutes, of which its finest ring keeps fourteen.
+    """
+    rows_at, *rows = _coarsened(*grouped[:1], *grouped[2:], *rings)
+    return Grouped(grouped.kind, grouped.event, grouped.entities_at, rows_at, *rows)
+
+
+@numba.njit(cache=True)
+def _coarsened(  # noqa: PLR0913  # as `keys`
+    kind: NDArray[np.uint8],
+    entities_at: Ints,
+    rows_at: Ints,
+    place: Ints,
+    tile: Ints,
+    adds: Ints,
+    last_ms: Ints,
+    tile_ms: Ints,
+    hop_ms: Ints,
+    slots: Ints,
+) -> tuple[Ints, Ints, Ints, Ints, Ints]:
+    out_at, out = rows_at.copy(), 0
+    for shard in range(len(rows_at) - 1):
+        row = rows_at[shard]
+        while row < rows_at[shard + 1]:
+            end = row + 1
+            while end < rows_at[shard + 1] and place[end] == place[row]:
+                end += 1
+            of_kind, first, newest = kind[entities_at[shard] + place[row]], out, tile[end - 1]
+            for old in range(row, end):
+                step_ms = _wanted_ms(tile[old] * tile_ms[of_kind], newest * tile_ms[of_kind], hop_ms[of_kind], slots[of_kind])
+                if not step_ms:
+                    continue
+                of_tile = tile[old] * tile_ms[of_kind] // step_ms * step_ms // tile_ms[of_kind]
+                if out > first and tile[out - 1] == of_tile:
+                    adds[out - 1] += adds[old]
+                    last_ms[out - 1] = max(last_ms[out - 1], last_ms[old])
+                else:
+                    place[out], tile[out], adds[out], last_ms[out] = place[old], of_tile, adds[old], last_ms[old]
+                    out += 1
+            row = end
+        out_at[shard + 1] = out
+    return out_at, place[:out], tile[:out], adds[:out], last_ms[:out]
+
+
+@numba.njit(cache=True)
+def _wanted_ms(start_ms: int, newest_ms: int, hop_ms: Ints, slots: Ints) -> int:
+    """The longest step whose tiles are whole in all rings that still want this moment beside the newest; 0 where none does."""
+    step_ms = 0
+    for ring in range(len(hop_ms)):
+        hop = hop_ms[ring]
+        if hop and start_ms // hop > newest_ms // hop - slots[ring]:
+            while hop:
+                step_ms, hop = hop, step_ms % hop
+    return step_ms
 
 
 @numba.njit(cache=True)

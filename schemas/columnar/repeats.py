@@ -65,6 +65,11 @@ def identities(events: Events) -> Identities:
     return _hashed(events.text, events.record, words)
 
 
+def named(text: Buffer, words: Offsets) -> Identities:
+    """What some words name together, in 64 bits: uint64 [n], else as `identities`. words: int64 [words, n, 2], spans in text."""
+    return _hashed(text, np.zeros(words.shape[1], np.uint8), words)
+
+
 @numba.njit(cache=True)
 def _hashed(text: Buffer, record: NDArray[np.uint8], words: Offsets) -> Identities:
     found = np.zeros(len(record), np.uint64)

@@ -19,6 +19,7 @@ EVENT_COLUMNS = {
     "item_id": pl.String,
     "ts_ms": pl.Int64,
     "dwell_ms": pl.Int64,
+    "position": pl.Int64,
     "model_version": pl.String,
     "tenant": pl.String,
     "offset": pl.Int64,
@@ -58,7 +59,8 @@ def entities(rows: pl.DataFrame, kind: str) -> pl.DataFrame:
 def _strings(text: Buffer, spans: Ints) -> list[str | None]:
     """Spans as Python strings, None where there is none."""
     raw = text.tobytes()
-    return [raw[start : start + length].decode() if length >= 0 else None for start, length in spans.tolist()]
+    starts, ends = spans[:, 0].tolist(), spans.sum(axis=1).tolist()
+    return [raw[start:end].decode() if end >= start else None for start, end in zip(starts, ends, strict=True)]
 
 
 def _nullable(numbers: Ints) -> list[int | None]:

@@ -1,4 +1,4 @@
-"""An event log gives back what was appended, from wherever it is asked: files and Kafka alike."""
+"""An event log gives back what was appended, from wherever it is asked: files, the lake and Kafka alike."""
 
 import time
 import zlib
@@ -9,21 +9,25 @@ from pathlib import Path
 import pytest
 
 from compose import topics
-from replay.log import EventLog, FileLog, KafkaLog, Message, Publisher
+from replay.files import FileLog
+from replay.log import EventLog, KafkaLog, Message, Publisher
 from schemas import codec
 from schemas.errors import LogError
 from schemas.records import Content, Impression
 from schemas.topics import CLICKS, CONTENT, IMPRESSIONS, Batch, StoredRecord, Topic
+from tests.lakes import SunkLog
 
 PARTITIONS = 3
 APRIL_2022_MS = 1_650_816_000_000
 NOBODY = Topic("nobody-made-this", (Impression,), "user_id")
 
 
-@pytest.fixture(params=["file", "kafka"])
+@pytest.fixture(params=["file", "lake", "kafka"])
 def log(request: pytest.FixtureRequest, tmp_path: Path) -> EventLog:
     if request.param == "file":
         return FileLog(tmp_path, PARTITIONS)
+    if request.param == "lake":
+        return SunkLog(tmp_path, PARTITIONS)
     log: EventLog = request.getfixturevalue("kafka_log")
     return log
 
@@ -106,6 +110,19 @@ def test_end_offsets_count_every_partition(log: EventLog) -> None:
     assert log.end_offsets(CONTENT) == dict.fromkeys(range(PARTITIONS), 0)
     assert sum(log.end_offsets(IMPRESSIONS).values()) == 30
     assert log.end_offsets(CLICKS) == {at: int(at == zlib.crc32(b"u0") % PARTITIONS) for at in range(PARTITIONS)}
+
+
+def test_offsets_at_a_moment_are_the_first_at_or_after_it(log: EventLog) -> None:
+    """By the records' timestamps; the start where all are later, the end where none is, and where nothing was ever stored."""
+    log.append(IMPRESSIONS, messages(40))
+    found = log.offsets_at(IMPRESSIONS, APRIL_2022_MS + 20)
+    records = [record for batch in log.read(IMPRESSIONS) for record in batch.records]
+    late = {at: [record.offset for record in records if record.partition == at and record.timestamp >= APRIL_2022_MS + 20] for at in found}
+
+    assert found == {at: min(offsets) for at, offsets in late.items()}
+    assert log.offsets_at(IMPRESSIONS, 1) == dict.fromkeys(range(PARTITIONS), 0)
+    assert log.offsets_at(IMPRESSIONS, APRIL_2022_MS + 40) == log.end_offsets(IMPRESSIONS)
+    assert log.offsets_at(CONTENT, 1) == dict.fromkeys(range(PARTITIONS), 0)
 
 
 def test_reading_goes_on_where_it_ended(log: EventLog) -> None:

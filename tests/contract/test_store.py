@@ -21,7 +21,7 @@ from online_store.memory import MemoryStore
 from online_store.reading import read
 from online_store.record import ROW, layouts
 from online_store.redis import RedisStore
-from online_store.store import OnlineStore, Step
+from online_store.store import Move, OnlineStore, Step
 from replay.kuairand import REGISTRY as KUAIRAND_REGISTRY
 from schemas.aggregates import ITEM
 from schemas.errors import GenerationError, SettingsError, StoreAwayError, StoreError
@@ -35,6 +35,7 @@ from tests.worlds import NOW_MS, content, dump
 
 GENERATION = Generation(3, REGISTRY.fingerprint)
 SOURCE = Source("clicks", 5)
+BESIDE = Source("clicks", 2)
 LAYOUTS = layouts(REGISTRY)
 KINDS = list(LAYOUTS)
 #: Another feed's: its records are laid out otherwise.
@@ -123,9 +124,15 @@ def random_deltas(random: Random, count: int) -> Deltas:
     return Deltas(keys, bytes(KINDS.index(kind) for kind in kinds), np.array(added, ROW), sections)
 
 
+def step(shard: int, expected: int, deltas: Deltas, following: int = 10) -> Step:
+    """A step of one source."""
+    return Step(shard, [Move(SOURCE, expected, following)], deltas)
+
+
 async def apply(store: OnlineStore, deltas: Deltas, expected: int = 0, following: int = 10, shard: int = 1) -> int:
     """One step, and the guard after it."""
-    return (await store.apply(GENERATION, SOURCE, following, [Step(shard, expected, deltas)]))[0]
+    ((standing,),) = await store.apply(GENERATION, [step(shard, expected, deltas, following)])
+    return standing
 
 
 async def guard(store: OnlineStore, shard: int = 1) -> int:
@@ -175,14 +182,33 @@ async def test_each_step_of_a_call_stands_for_itself(store: OnlineStore) -> None
     """One shard is ahead, the other is not."""
     await apply(store, impressions("a"), shard=1)
 
-    told = await store.apply(GENERATION, SOURCE, 10, [Step(1, 0, impressions("a")), Step(2, 0, impressions("b", shard=2))])
+    told = await store.apply(GENERATION, [step(1, 0, impressions("a")), step(2, 0, impressions("b", shard=2))])
 
-    assert (told, await counted(store, "a"), await counted(store, "b", shard=2)) == ([10, 10], 1, 1)
+    assert (told, await counted(store, "a"), await counted(store, "b", shard=2)) == ([[10], [10]], 1, 1)
+
+
+async def test_a_step_of_several_sources_moves_all_their_guards(store: OnlineStore) -> None:
+    """What they add to one record is added at once."""
+    moves = [Move(SOURCE, 0, 10), Move(BESIDE, 0, 7)]
+
+    told = await store.apply(GENERATION, [Step(1, moves, impressions("a"))])
+
+    assert (told, (await store.guards(GENERATION, [SOURCE, BESIDE]))[:, 1].tolist(), await counted(store, "a")) == ([[10, 7]], [10, 7], 1)
+
+
+@pytest.mark.parametrize("expected", [(0, 7), (10, 0), (10, 8)])
+async def test_a_step_of_several_sources_needs_all_their_guards(store: OnlineStore, expected: tuple[int, int]) -> None:
+    """One that is not where it is thought to be holds all of it back, and all are told."""
+    await store.apply(GENERATION, [Step(1, [Move(SOURCE, 0, 10), Move(BESIDE, 0, 7)], NOTHING)])
+
+    told = await store.apply(GENERATION, [Step(1, [Move(SOURCE, expected[0], 20), Move(BESIDE, expected[1], 20)], impressions("a"))])
+
+    assert (told, (await store.guards(GENERATION, [SOURCE, BESIDE]))[:, 1].tolist(), await counted(store, "a")) == ([[10, 7]], [10, 7], 0)
 
 
 async def test_a_call_without_steps_does_nothing(store: OnlineStore) -> None:
     """A batch may touch no shard."""
-    assert await store.apply(GENERATION, SOURCE, 10, []) == []
+    assert await store.apply(GENERATION, []) == []
 
 
 async def test_guards_of_sources_and_generations_are_their_own(store: OnlineStore) -> None:
@@ -207,6 +233,15 @@ async def test_guards_are_a_table_of_sources_and_shards(store: OnlineStore) -> N
 async def test_no_sources_have_no_guards(store: OnlineStore) -> None:
     """A worker without partitions."""
     assert (await store.guards(GENERATION, [])).shape == (0, 64)
+
+
+async def test_what_every_shard_has_applied_is_told_by_source(store: OnlineStore) -> None:
+    """The lowest guard of each source that any shard knows: 0 where another shard knows nothing of it."""
+    for shard in range(64):
+        await apply(store, NOTHING, shard=shard)
+    await store.apply(GENERATION, [Step(0, [Move(Source("users", 3), 0, 7)], NOTHING)])
+
+    assert (await store.applied(GENERATION), await store.applied(Generation(4, ""))) == ({SOURCE: 10, Source("users", 3): 0}, {})
 
 
 async def test_an_offset_may_be_large(store: OnlineStore) -> None:
@@ -283,7 +318,7 @@ async def test_a_store_of_another_registry_is_the_same_store(store: OnlineStore)
     other, layout = store.of(OTHER), layouts(OTHER)["item"]
     row = np.array([(0, NOW_MS // layout.tile_ms, 1, 0, 0, 0, NOW_MS)], ROW)
     await apply(store, impressions("a"))
-    await other.apply(OTHERS, SOURCE, 7, [Step(1, 0, Deltas([key("a", generation=OTHERS)], b"\0", row, []))])
+    await other.apply(OTHERS, [step(1, 0, Deltas([key("a", generation=OTHERS)], b"\0", row, []), 7)])
 
     found = await store.read([key("a", generation=OTHERS)])
     assert (int(read(layout, found, NOW_MS).counts[0, 0, 0]), await counted(other, "a")) == (1, 1)
@@ -337,7 +372,7 @@ async def test_a_dropped_generation_leaves_nothing(store: OnlineStore) -> None:
     names = [f"item-{number}" for number in range(3_000)]
     await apply(store, impressions(*names))
     other = impressions("a")
-    await store.apply(OTHERS, SOURCE, 7, [Step(1, 0, Deltas([key("a", generation=OTHERS)], other.kinds, other.rows, []))])
+    await store.apply(OTHERS, [step(1, 0, Deltas([key("a", generation=OTHERS)], other.kinds, other.rows, []), 7)])
     shown: list[int] = []
 
     count = await store.drop(GENERATION.number, shown.append)
@@ -402,7 +437,7 @@ async def test_records_are_listed_each_once(store: OnlineStore) -> None:
     other = Deltas(
         [key("x:features:{g3.1}:y", generation=Generation(4, ""))], bytes([KINDS.index("item")]), rows((0, NOW_MS, (1, 0, 0, 0))), []
     )
-    await store.apply(Generation(4, ""), SOURCE, 10, [Step(1, 0, other)])
+    await store.apply(Generation(4, ""), [step(1, 0, other)])
     await store.keep_answers([(answer_key("", "x:features:{g3.1}:y"), b"answer")], 60_000)
 
     found = sorted([name async for name in store.records(GENERATION)])

@@ -16,7 +16,7 @@ from online_store.store import OnlineStore, Step
 from schemas.errors import SettingsError, StoreAwayError
 from schemas.features import REGISTRY
 from tests import servers
-from tests.contract.test_store import GENERATION, SOURCE, apply, counted, guard, impressions
+from tests.contract.test_store import GENERATION, SOURCE, apply, counted, guard, impressions, step
 from tests.services import free_port
 from tests.workers import wait_until
 from tests.worlds import dump
@@ -52,15 +52,20 @@ def batch(random: Random, number: int) -> list[Step]:
     deltas: dict[int, Deltas] = {
         shard: impressions(*{f"i{random.randrange(10 + number * 5)}" for _ in range(5)}, shard=shard) for shard in SHARDS
     }
-    return [Step(shard, number * 10, found) for shard, found in deltas.items()]
+    return [step(shard, number * 10, found, number * 10 + 10) for shard, found in deltas.items()]
 
 
-async def applied(store: OnlineStore, steps: list[Step]) -> list[int]:
+def moved_from(expected: int, found: Step) -> Step:
+    """The same step, ten offsets on from a guard that stands here."""
+    return step(found.shard, expected, found.deltas, expected + 10)
+
+
+async def applied(store: OnlineStore, steps: list[Step]) -> list[list[int]]:
     """Apply steps as a worker does: again while the store is away."""
     async with asyncio.timeout(30):
         while True:
             try:
-                return await store.apply(GENERATION, SOURCE, steps[0].expected + 10, steps)
+                return await store.apply(GENERATION, steps)
             except StoreAwayError:
                 await asyncio.sleep(0.01)
 
@@ -97,7 +102,7 @@ async def test_slots_that_move_while_batches_are_applied_lose_and_double_nothing
             await applied(cluster_store, steps)
             await asyncio.sleep(0.005)
     for steps in batches:
-        await memory.apply(GENERATION, SOURCE, steps[0].expected + 10, steps)
+        await memory.apply(GENERATION, steps)
 
     assert await dump(cluster_store) == await dump(memory)
 
@@ -134,15 +139,15 @@ async def test_a_step_on_keys_of_two_nodes_waits_for_the_rest(store_cluster: ser
     await applied(cluster_store, steps)
     store_cluster.begin_move(slot, to)
     store_cluster.move_keys(slot, to, 1)
-    following = [step._replace(expected=10) for step in steps]
+    following = [moved_from(10, found) for found in steps]
 
     with pytest.raises(StoreAwayError, match="TRYAGAIN"):
-        await cluster_store.apply(GENERATION, SOURCE, 20, following)
+        await cluster_store.apply(GENERATION, following)
     guards = (await cluster_store.guards(GENERATION, [SOURCE]))[0][: len(SHARDS)].tolist()
     store_cluster.move_keys(slot, to, 100)
     store_cluster.end_move(slot, to)
 
-    assert (guards, await cluster_store.apply(GENERATION, SOURCE, 20, following)) == ([20, 10, *[20] * 6], [20] * 8)
+    assert (guards, await cluster_store.apply(GENERATION, following)) == ([20, 10, *[20] * 6], [[20]] * 8)
 
 
 async def test_a_killed_node_stops_only_its_shards(own_cluster: servers.Cluster) -> None:
@@ -156,14 +161,14 @@ async def test_a_killed_node_stops_only_its_shards(own_cluster: servers.Cluster)
 
     for _ in range(3):
         with pytest.raises(StoreAwayError):
-            await store.apply(GENERATION, SOURCE, 10, steps)
+            await store.apply(GENERATION, steps)
 
-    alive = [step for step in steps if held[step.shard] is not dead]
-    again = await store.apply(GENERATION, SOURCE, 10, alive)
-    ids = [step.deltas.keys[0].decode().rsplit(":", 1)[1] for step in alive]
-    counts = [await counted(store, name, step.shard) for name, step in zip(ids, alive, strict=True)]
+    alive = [found for found in steps if held[found.shard] is not dead]
+    again = await store.apply(GENERATION, alive)
+    ids = [found.deltas.keys[0].decode().rsplit(":", 1)[1] for found in alive]
+    counts = [await counted(store, name, found.shard) for name, found in zip(ids, alive, strict=True)]
     await store.close()
-    assert (0 < len(alive) < len(steps), set(again), set(counts)) == (True, {10}, {1})
+    assert (0 < len(alive) < len(steps), again, set(counts)) == (True, [[10]] * len(alive), {1})
 
 
 async def test_a_paused_node_holds_up_nobody_longer_than_its_time(own_cluster: servers.Cluster) -> None:
@@ -171,17 +176,17 @@ async def test_a_paused_node_holds_up_nobody_longer_than_its_time(own_cluster: s
     store = RedisStore(own_cluster.url, REGISTRY, timeout_s=0.5)
     steps = batch(Random(1), 0)
     paused = own_cluster.nodes[0]
-    alive = [step for step in steps if own_cluster.owner(SLOTS[step.shard]) is not paused]
+    alive = [found for found in steps if own_cluster.owner(SLOTS[found.shard]) is not paused]
     await store.current()
     paused.pause()
 
     with pytest.raises(StoreAwayError, match=f"{paused.address} did not answer within 0.5 s"):
-        await store.apply(GENERATION, SOURCE, 10, steps)
+        await store.apply(GENERATION, steps)
 
-    again = await store.apply(GENERATION, SOURCE, 10, [step._replace(expected=99) for step in alive])
+    again = await store.apply(GENERATION, [moved_from(99, found) for found in alive])
     paused.resume()
     await store.close()
-    assert set(again) == {10}
+    assert again == [[10]] * len(alive)
 
 
 async def test_a_replica_that_takes_over_is_found(tmp_path: Path) -> None:
@@ -192,9 +197,9 @@ async def test_a_replica_that_takes_over_is_found(tmp_path: Path) -> None:
         watched.primary.ask("WAIT", 1, 5_000)
         watched.primary.kill()
 
-        told = await applied(store, [Step(1, 10, impressions("a", "b"))])
+        told = await applied(store, [step(1, 10, impressions("a", "b"), 20)])
 
-        assert (told, await guard(store), await counted(store, "a"), watched.replica.ask("ROLE")[0]) == ([20], 20, 2, b"master")
+        assert (told, await guard(store), await counted(store, "a"), watched.replica.ask("ROLE")[0]) == ([[20]], 20, 2, b"master")
         await store.close()
 
 
@@ -207,10 +212,10 @@ async def test_a_primary_that_became_a_replica_is_left(tmp_path: Path) -> None:
         watched.sentinel.ask("SENTINEL", "FAILOVER", servers.SERVICE)
         await asyncio.to_thread(wait_until, lambda: watched.primary.ask("ROLE")[0] == b"slave")
 
-        told = await applied(store, [Step(1, 10, impressions("a"))])
+        told = await applied(store, [step(1, 10, impressions("a"), 20)])
 
         await store.close()
-        assert (told, guard_of(watched.replica)) == ([20], b"20")
+        assert (told, guard_of(watched.replica)) == ([[20]], b"20")
 
 
 def guard_of(server: servers.StoreServer) -> object:

@@ -1,8 +1,11 @@
-"""What was deleted from a real store is ranked from the file that `millstream snapshot` made."""
+"""What was deleted from a real store is ranked from the file that `millstream replay backfill-snapshot` made."""
 
 import asyncio
 import itertools
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,7 +54,7 @@ async def _fill(url: str) -> None:
 
 def snapshot(url: str, file: Path) -> int:
     """The verb's exit code."""
-    return cli.main(["snapshot", "--json", "--store-url", url, "--snapshot-file", str(file)])
+    return cli.main(["replay", "backfill-snapshot", "--json", "--store-url", url, "--snapshot-file", str(file)])
 
 
 def evict(url: str) -> None:
@@ -102,6 +105,23 @@ def test_the_verb_tells_what_it_wrote(store_url: str, tmp_path: Path, capsys: py
 
 def test_the_verb_wants_a_file(store_url: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Nobody guesses where it should go."""
-    code = cli.main(["snapshot", "--store-url", store_url])
+    code = cli.main(["replay", "backfill-snapshot", "--store-url", store_url])
 
     assert (code, "snapshot_file is not set" in capsys.readouterr().err) == (2, True)
+
+
+def test_a_snapshot_is_taken_anew_until_the_verb_is_told_to_stop(store_url: str, tmp_path: Path) -> None:
+    """Each takes the place of the one before as a whole; SIGTERM is no fault."""
+    file = tmp_path / "items.arrow"
+    verb = [sys.executable, "-m", "compose.cli", "replay", "backfill-snapshot", "--every", "0.1", "--json"]
+    process = subprocess.Popen([*verb, "--store-url", store_url, "--snapshot-file", str(file)], stdout=subprocess.PIPE, text=True)  # noqa: S603  # ours
+    made: set[int] = set()
+    until_s = time.monotonic() + 60
+    while len(made) < 3 and time.monotonic() < until_s:
+        if file.exists():
+            made.add(load(file, REGISTRY).made.made_at_ms)
+        time.sleep(0.02)
+    process.terminate()
+    told = json.loads(process.communicate(timeout=60)[0])
+
+    assert (len(made), process.returncode, told["records"], [path.name for path in tmp_path.iterdir()]) == (3, 0, len(ITEMS), [file.name])

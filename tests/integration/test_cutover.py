@@ -124,7 +124,7 @@ class World(NamedTuple):
         for topic in SOURCES:
             starts = {source.partition: offset for source, offset in positions.items() if source.topic == topic.name}
             for batch in self.log.read(topic, starts):
-                await ingest.apply(ingest.decode(batch))
+                await ingest.apply([ingest.decode(batch)])
         for source in positions:
             await ingest.settle(source)
         await store.close()

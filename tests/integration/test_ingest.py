@@ -18,7 +18,7 @@ from compose.stack.local import Server
 from online_store.deltas import NOTHING
 from online_store.keys import Entity, record_key
 from online_store.redis import RedisStore
-from online_store.store import Step
+from online_store.store import Move, Step
 from schemas import codec
 from schemas.errors import LogError
 from schemas.features import REGISTRY
@@ -318,7 +318,7 @@ async def test_a_topic_made_anew_ends_the_worker(settings: IngestSettings, store
     store = RedisStore(store_db, REGISTRY)
     source = Source(IMPRESSIONS.name, 0)
     await store.begin(GENERATION)
-    await store.apply(GENERATION, source, 1_000_000, [Step(shard, 0, NOTHING) for shard in range(GENERATION.shards)])
+    await store.apply(GENERATION, [Step(shard, [Move(source, 0, 1_000_000)], NOTHING) for shard in range(GENERATION.shards)])
     await store.close()
     send(settings, events(200))
     with ingest_worker(tmp_path, settings, store_db) as worker:
@@ -365,7 +365,7 @@ def test_a_kafka_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 async def test_patience_with_the_store_ends_before_faust_gives_up_an_assignment(settings: IngestSettings, store_db: str) -> None:
     """Past broker_request_timeout Faust abandons an assignment and stays alive: a worker must have ended by then."""
     store = RedisStore(store_db, REGISTRY)
-    app = build(settings, store, REGISTRY)
+    app = build(settings, store, REGISTRY).app
     await store.close()
 
     assert app.conf.broker_request_timeout > STORE_PATIENCE_S + 10

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from compose import cli, topics
-from compose.train import read_history, train
+from compose.train import train
 from online_store.keys import Generation
 from online_store.redis import RedisStore
 from ranker.bundle import Bundle
 from ranker.rank import Ranker
+from replay.history import read_history
 from replay.log import KafkaLog
 from replay.rows import rows
 from schemas.features import FEATURES, REGISTRY, STATICS, Registry, ctr

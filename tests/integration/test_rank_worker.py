@@ -404,7 +404,7 @@ def test_a_snapshot_of_another_registry_is_told_at_the_start(world: World, tmp_p
     with command(tmp_path, "serve", **world.settings, snapshot_file=str(tmp_path / "items.arrow")) as worker:
         code = worker.exit_code()
 
-    assert (code, "Make it anew with `millstream snapshot`" in worker.log) == (2, True)
+    assert (code, "Make it anew with `millstream replay backfill-snapshot`" in worker.log) == (2, True)
 
 
 def test_http_and_kafka_give_one_answer(world: World, tmp_path: Path) -> None:

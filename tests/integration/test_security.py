@@ -43,7 +43,7 @@ from tests.worlds import impression
 ACL = (
     "user millstream on >PASSWORD resetchannels -@all "
     "~*:features:* ~guard:* ~answer:* ~millstream:current ~millstream:generations "
-    "+evalsha +script|load +exists +get +mget +set +setrange +hget +hset +hsetnx +hmget +hvals +hdel +unlink +scan "
+    "+evalsha +script|load +exists +get +mget +set +setrange +hget +hset +hsetnx +hmget +hgetall +hvals +hdel +unlink +scan "
     "+select +role +cluster|slots +asking"
 )
 PASSWORD = "a p@ss:word/1,;="  # noqa: S105  # of servers that this test starts

@@ -31,7 +31,7 @@ from schemas.windows import DAY_MS, HOUR_MS, LATENESS_MS, MINUTE_MS
 from tests.oracle import Entity as Named
 from tests.oracle import Oracle, Windows
 from tests.verify import compare
-from tests.worlds import NOW_MS, SCHEMA_IDS, WIRES, Log, click, content, dump, dwell, impression, raw, replay, replayed, user
+from tests.worlds import NOW_MS, SCHEMA_IDS, WIRES, Log, click, content, dump, dwell, impression, raw, replay, replayed, take, user
 
 USERS, ITEMS, TENANTS, MODELS = ("u1", "u2", "ü:3"), ("i1", "i2", "i3"), ("", "", "acme"), (None, "m1", "m2", "")
 BAD_VALUES = (b"", b"noise", b"{}", b'{"user_id": 7}', b"\xc3\x01" + bytes(12), b"\0\0\0\0\x01abc", b"\xff" * 40)
@@ -102,12 +102,12 @@ class ShakyStore(MemoryStore):
         super().__init__(REGISTRY)
         self.away = ""
 
-    async def apply(self, generation: Generation, source: Source, following: int, steps: Sequence[Step]) -> list[int]:
+    async def apply(self, generation: Generation, steps: Sequence[Step]) -> list[list[int]]:
         """As MemoryStore.apply, unless it is away."""
         away, self.away = self.away, ""
         if away == "before":
             raise StoreAwayError(away)
-        standing = await super().apply(generation, source, following, steps)
+        standing = await super().apply(generation, steps)
         if away == "after":
             raise StoreAwayError(away)
         return standing
@@ -140,14 +140,22 @@ class Life:
             self.taken.append(batch)
             await self.apply(worker, batch)
 
-    async def apply(self, worker: int, batch: Batch) -> None:
-        """A worker is handed a batch, due or not, and tries again if the store does not answer."""
+    async def read_together(self, worker: int, rows_max: int) -> None:
+        """A worker takes what comes next of every source in one go."""
+        found = [self.log.fetch(source, self.positions[worker][source], rows_max) for source in self.log.sources]
+        batches = [batch for batch in found if batch is not None]
+        self.taken += batches
+        await self.apply(worker, *batches)
+
+    async def apply(self, worker: int, *batches: Batch) -> None:
+        """A worker is handed batches, due or not, and tries again if the store does not answer."""
         ingest = self.workers[worker]
-        decoded = ingest.decode(batch)
+        decoded = [ingest.decode(batch) for batch in batches]
         try:
-            self.positions[worker][batch.source] = await ingest.apply(decoded)
+            found = await ingest.apply(decoded)
         except StoreAwayError:
-            self.positions[worker][batch.source] = await ingest.apply(decoded)
+            found = await ingest.apply(decoded)
+        self.positions[worker] |= found
 
     async def break_off(self, worker: int, source: Source, rows_max: int) -> None:
         """A worker's task is cancelled between decode and apply; the worker goes on."""
@@ -182,7 +190,9 @@ class Life:
         source, rows_max = pick.choice(self.log.sources), pick.randint(1, 4)
         happens: dict[str, Callable[[], Awaitable[None]]] = {
             "living reads": lambda: self.read(living, source, rows_max),
+            "living reads together": lambda: self.read_together(living, rows_max),
             "reads": lambda: self.read(worker, source, rows_max),
+            "reads together": lambda: self.read_together(worker, rows_max),
             "skips": lambda: self.read(worker, source, rows_max, pick.randint(1, 2)),
             "is given again": lambda: self.apply(worker, pick.choice(self.taken)) if self.taken else self.hire(),
             "settles": lambda: self.settle(worker, source),
@@ -213,8 +223,9 @@ class Life:
 READS_MAX = 150
 ACTIONS_MAX = 40
 ACTIONS = (
-    *("living reads",) * 6,
-    *("reads", "skips", "is given again", "settles", "checks", "crashes", "is cancelled", "is replaced"),
+    *("living reads",) * 4,
+    *("living reads together",) * 2,
+    *("reads", "reads together", "skips", "is given again", "settles", "checks", "crashes", "is cancelled", "is replaced"),
     *("store is emptied", "store does not hear", "store is not heard"),
 )
 
@@ -259,7 +270,7 @@ async def test_a_restart_at_every_point_counts_no_repeat(requests: list[int], re
             ingest = Ingest(store, REGISTRY, SCHEMA_IDS, reach)
             position = (await ingest.positions([source]))[source]
             while position <= applied and (batch := log.fetch(source, position, rows_max)):
-                position = await ingest.apply(ingest.decode(batch))
+                position = await take(ingest, batch)
             applied = await ingest.settle(source)
 
     assert await dump(store) == await replayed(log, repeat_offsets=reach)
@@ -313,11 +324,11 @@ async def clicks_of_one(count: int) -> tuple[Ingest, list[Batch]]:
 async def test_a_worker_goes_back_at_the_next_batch_when_the_store_lost_what_it_had() -> None:
     """The guard that it meets is not the one that it left."""
     ingest, (first, second) = await clicks_of_one(2)
-    before = await ingest.apply(ingest.decode(first))
+    before = await take(ingest, first)
     assert isinstance(ingest.store, MemoryStore)
     await ingest.store.clear()
 
-    after = await ingest.apply(ingest.decode(second))
+    after = await take(ingest, second)
 
     assert (before, after) == (1, 0)
 
@@ -328,10 +339,10 @@ async def test_a_worker_goes_on_from_where_another_one_was_faster() -> None:
     other = Ingest(ingest.store, REGISTRY)
     await other.positions([batches[0].source])
     for batch in batches[:2]:
-        await other.apply(other.decode(batch))
+        await take(other, batch)
     before = await dump(ingest.store)
 
-    await ingest.apply(ingest.decode(batches[0]))
+    await take(ingest, batches[0])
 
     assert await dump(ingest.store) == before
 
@@ -339,12 +350,12 @@ async def test_a_worker_goes_on_from_where_another_one_was_faster() -> None:
 async def test_a_batch_that_overlaps_the_guard_is_applied_from_it_on() -> None:
     """The row at the guard is the first that is new."""
     ingest, batches = await clicks_of_one(3)
-    await ingest.apply(ingest.decode(batches[0]))
+    await take(ingest, batches[0])
     whole = batches[0]._replace(records=[record for batch in batches for record in batch.records])
     other = Ingest(ingest.store, REGISTRY)
     await other.positions([whole.source])
 
-    await other.apply(other.decode(whole))
+    await take(other, whole)
 
     assert await dump(ingest.store) == await replayed_clicks(3)
 
@@ -353,16 +364,16 @@ async def replayed_clicks(count: int) -> dict[bytes, bytes]:
     """The records of clicks_of_one(count), read once."""
     ingest, batches = await clicks_of_one(count)
     for batch in batches:
-        await ingest.apply(ingest.decode(batch))
+        await take(ingest, batch)
     return await dump(ingest.store)
 
 
 async def test_a_batch_behind_a_gap_is_not_taken() -> None:
     """The position stays, so that the missing batch is read again."""
     ingest, batches = await clicks_of_one(3)
-    await ingest.apply(ingest.decode(batches[0]))
+    await take(ingest, batches[0])
 
-    position = await ingest.apply(ingest.decode(batches[2]))
+    position = await take(ingest, batches[2])
 
     assert position == 1
 
@@ -370,10 +381,10 @@ async def test_a_batch_behind_a_gap_is_not_taken() -> None:
 async def test_a_gap_forgets_nothing() -> None:
     """The missing batch is taken when it comes, without reading again what came before it."""
     ingest, batches = await clicks_of_one(3)
-    await ingest.apply(ingest.decode(batches[0]))
-    await ingest.apply(ingest.decode(batches[2]))
+    await take(ingest, batches[0])
+    await take(ingest, batches[2])
 
-    assert [await ingest.apply(ingest.decode(batch)) for batch in batches[1:]] == [2, 3]
+    assert [await take(ingest, batch) for batch in batches[1:]] == [2, 3]
 
 
 @given(logs(), SEEDS, REACHES)
@@ -407,7 +418,7 @@ async def test_the_order_in_which_partitions_are_read_changes_nothing(log: Log, 
     for source in pick.sample(log.sources * READS_MAX, len(log.sources) * READS_MAX):
         batch = log.fetch(source, positions[source], pick.randint(1, 5))
         if batch is not None:
-            positions[source] = await ingest.apply(ingest.decode(batch))
+            positions[source] = await take(ingest, batch)
 
     assert await dump(store) == await replayed(log)
 
@@ -451,7 +462,7 @@ async def test_a_second_reading_of_everything_changes_nothing(log: Log, seed: in
     for source in log.sources:
         batch = log.fetch(source, pick.randint(0, log.end(source) - 1), 100)
         assert batch is not None
-        await ingest.apply(ingest.decode(batch))
+        await take(ingest, batch)
 
     assert await dump(store) == before
 

@@ -48,30 +48,33 @@ class Mutation:
     contract: str = ""
 
 
-INGEST, PROGRESS, WORKER = "online_store/ingest.py", "online_store/sources/progress.py", "streams/worker.py"
+INGEST, WORKER = "online_store/ingest.py", "streams/worker.py"
+DECODED, PROGRESS = "online_store/sources/decoded.py", "online_store/sources/progress.py"
 MEMORY, SCRIPT = "online_store/memory.py", "online_store/lua/apply.lua"
+MERGE = "self._values.update(self._merged(step.deltas))"
+MOVE = "guards.update({str(move.source): move.following for move in step.moves})"
 #: Seen by few runs, so that every test run can afford to try them.
 EVIDENT_COUNT = 3
-SCRIPT_GUARD = "if guard ~= tonumber(ARGV[2]) then return guard end\n"
+SCRIPT_GUARD = "if not is_expected then return standing end\n"
 #: On one real server is enough.
 ON_A_SERVER = " and not memory and not cluster and not sentinel and not 7.0"
 
 MUTATIONS = (
     Mutation(
         "the memory store does not compare the guard",
-        (Edit(MEMORY, "if standing != step.expected:", "if standing is None:"),),
+        (Edit(MEMORY, "if standing != [move.expected for move in step.moves]:", "if standing is None:"),),
     ),
     Mutation(
         "a batch behind a gap is taken",
         (
             Edit(WORKER, "if position == batch.start:", "if position is not None:"),
             Edit(
-                INGEST,
+                DECODED,
                 "if not batch.start <= start < batch.following:",
-                "start = max(start, batch.start)\n        if start >= batch.following:",
+                "start = max(start, batch.start)\n    if start >= batch.following:",
             ),
-            Edit(INGEST, "if batch.start > reading.position or batch", "if batch"),
-            Edit(INGEST, "decoded.start != reading.position", "decoded.start < reading.position"),
+            Edit(INGEST, "batch.start <= self._readings", "self._readings"),
+            Edit(INGEST, "decoded.start == reading.position", "decoded.start >= reading.position"),
         ),
     ),
     Mutation(
@@ -79,23 +82,23 @@ MUTATIONS = (
         (
             Edit(
                 MEMORY,
-                "        self._values.update(self._merged(step.deltas))\n        guards[str(source)] = following\n",
-                "        guards[str(source)] = following\n        self._values.update(self._merged(step.deltas))\n",
+                f"        {MERGE}\n        {MOVE}\n",
+                f"        {MOVE}\n        {MERGE}\n",
             ),
         ),
     ),
     Mutation(
         "lost writes are not noticed",
         (
-            Edit(INGEST, " or any(guard != following for guard in standing)", ""),
+            Edit(INGEST, " or standing != [[move.following for move in step.moves] for step in part]", ""),
             Edit(INGEST, "if (standing[0] < self._readings[source].guards).any():", "if standing is None:"),
         ),
     ),
     Mutation(
         "a batch that was under way when its source was assigned anew is taken for what follows",
         (
-            Edit(INGEST, "decoded.reading is not reading or decoded.start != reading.position", "batch is None"),
-            Edit(INGEST, "self._readings[source] is not reading or ", ""),
+            Edit(INGEST, "decoded.reading is reading and decoded.start == reading.position", "reading is not None"),
+            Edit(INGEST, "self._readings[source] is not reading for", "reading is None for"),
         ),
     ),
     Mutation(
@@ -109,7 +112,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the script moves the guard before it has checked its input",
-        (Edit(SCRIPT, SCRIPT_GUARD, SCRIPT_GUARD + "redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])\n"),),
+        (Edit(SCRIPT, SCRIPT_GUARD, SCRIPT_GUARD + "call('HSET', KEYS[1], unpack_all(guards))\n"),),
         "do_not_fit_change_nothing" + ON_A_SERVER,
     ),
 )

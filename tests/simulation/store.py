@@ -61,7 +61,7 @@ class Replicas:
         registries = enumerate((REGISTRY, OTHER), 1)
         return {Generation(number, registry.fingerprint, self.shards_count): registry for number, registry in registries}
 
-    async def apply(self, registry: Registry, generation: Generation, source: Source, following: int, step: Step) -> int:
+    async def apply(self, registry: Registry, generation: Generation, step: Step) -> list[int]:
         """One step. Raises StoreAwayError before or after it was applied."""
         self.answer(step.shard)
         if self.refused:
@@ -69,8 +69,8 @@ class Replicas:
             raise StoreAwayError("the connection was reset before the call was sent")
         if self.garbled:
             self.garbled -= 1
-            await self._garble(generation, source, following, step)
-        standing = await self._apply(registry, generation, source, following, step)
+            await self._garble(generation, step)
+        standing = await self._apply(registry, generation, step)
         if self.pick.random() < 0.05:
             self.keep()
         if self.unanswered:
@@ -78,24 +78,24 @@ class Replicas:
             raise StoreAwayError("the connection was reset before the answer came")
         return standing
 
-    async def _apply(self, registry: Registry, generation: Generation, source: Source, following: int, step: Step) -> int:
+    async def _apply(self, registry: Registry, generation: Generation, step: Step) -> list[int]:
         guards = self.guards.setdefault(step.shard, {})
-        name = (generation.name, str(source))
-        stale = guards.get(name, 0) != step.expected
+        names = [(generation.name, str(move.source)) for move in step.moves]
+        stale = any(guards.get(name, 0) != move.expected for name, move in zip(names, step.moves, strict=True))
         before = state(self.primary) if stale else {}
-        (standing,) = await self.primary.of(registry).apply(generation, source, following, [step])
+        (standing,) = await self.primary.of(registry).apply(generation, [step])
         if not stale:
-            guards[name] = following
+            guards.update({name: move.following for name, move in zip(names, step.moves, strict=True)})
             return standing
         self.stale_refused += 1
         self.stale_accepted += state(self.primary) != before
         return standing
 
-    async def _garble(self, generation: Generation, source: Source, following: int, step: Step) -> None:
+    async def _garble(self, generation: Generation, step: Step) -> None:
         """A step that does not fit is refused whole, and comes again whole. Raises StoreAwayError."""
         deltas = replace(step.deltas, kinds=step.deltas.kinds + b"\xff")
         try:
-            await self.primary.apply(generation, source, following, [step._replace(deltas=deltas)])
+            await self.primary.apply(generation, [step._replace(deltas=deltas)])
         except StoreError as error:
             raise StoreAwayError("the connection was reset while the call was sent") from error
 
@@ -189,13 +189,13 @@ class Connection(OnlineStore):
     passed: Passed
     registry: Registry = REGISTRY
 
-    async def apply(self, generation: Generation, source: Source, following: int, steps: Sequence[Step]) -> list[int]:
+    async def apply(self, generation: Generation, steps: Sequence[Step]) -> list[list[int]]:
         """As OnlineStore.apply, shard after shard; where one fails the others of the call may have been applied, as in a cluster."""
         standing, fault = [], None
         for step in steps:
             await self.passed("before a shard")
             try:
-                standing.append(await self.replicas.apply(self.registry, generation, source, following, step))
+                standing.append(await self.replicas.apply(self.registry, generation, step))
             except StoreAwayError as error:
                 fault = error
             await self.passed("after a shard")
@@ -217,6 +217,10 @@ class Connection(OnlineStore):
         await self.passed("begin")
         self.replicas.answer()
         return await self.replicas.primary.begin(msgspec.structs.replace(generation, shards=self.replicas.shards_count))
+
+    async def applied(self, generation: Generation) -> dict[Source, int]:
+        """As OnlineStore.applied."""
+        return await self.replicas.primary.applied(generation)
 
     async def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """As OnlineStore.read."""

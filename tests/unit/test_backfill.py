@@ -13,7 +13,7 @@ from prometheus_client import REGISTRY as METRICS
 from online_store.keys import Entity, Generation
 from online_store.memory import MemoryStore
 from online_store.snapshot import file as snapshots
-from online_store.snapshot.file import Snapshot
+from online_store.snapshot.file import Made, Snapshot
 from ranker.budgets import Budgets
 from ranker.rank import Ranker
 from schemas.features import REGISTRY
@@ -24,6 +24,8 @@ from tests.worlds import NOW_MS, Log, content, replay
 
 #: Has no record, in no store: what is said of items is not mixed with what is said of people.
 NOBODY = "nobody"
+#: A column of vectors that tells items apart.
+QUALITY = REGISTRY.feature_names.index("quality")
 #: More look-ups than a test makes.
 LOOK_UPS = 100
 
@@ -170,6 +172,31 @@ async def test_it_is_asked_no_longer_than_removals_are_remembered(
     await ask(await on(empty, model, snapshot=snapshot), "i1", ts_ms=snapshot.until_ms + late_ms)
 
     assert more(before)["found"] == 1 - late_ms
+
+
+async def test_a_snapshot_that_took_the_place_of_another_is_asked_from_the_next_look_on(
+    full: MemoryStore, empty: Failing, model: Model, tmp_path: Path
+) -> None:
+    """Without a restart: what was added to it is found."""
+    young = MemoryStore(REGISTRY)
+    await young.begin(Generation(1, REGISTRY.fingerprint))
+    ranker = await on(empty, model, snapshot=await snapshot_of(young, tmp_path))
+    before = await served(ranker, "i5", request_id="before")
+    await snapshot_of(full, tmp_path)
+    await ranker.refresh()
+    after = await served(ranker, "i5", request_id="after", ts_ms=NOW_MS + 120_000)
+
+    assert (np.isnan(before["i5"][QUALITY]), after["i5"][QUALITY]) == (True, 12.5)
+
+
+async def test_a_snapshot_of_another_registry_changes_nothing(empty: Failing, snapshot: Snapshot, model: Model, tmp_path: Path) -> None:
+    """The one before is asked as ever."""
+    ranker = await on(empty, model, snapshot=snapshot)
+    with snapshots.writing(tmp_path / "items.arrow", Made("g9", "another", NOW_MS)) as write:
+        write([b"item::i5"], [b"what"])
+    await ranker.refresh()
+
+    assert (await served(ranker, "i5"))["i5"][QUALITY] == 12.5
 
 
 @pytest.fixture

@@ -39,8 +39,18 @@ def test_every_column_says_what_the_record_said(wire: str) -> None:
 
     frame = event_table(decode_events(CLICKS, [stored(record, 41, timestamp=NOW_MS + 7, wire=wire)], SCHEMA_IDS).events)
 
-    row = ("Dwell", 0, "r1", "u1", "i1", NOW_MS, 9, "m", "acme", 41, NOW_MS + 7)
+    row = ("Dwell", 0, "r1", "u1", "i1", NOW_MS, 9, None, "m", "acme", 41, NOW_MS + 7)
     assert [dict(frame.schema), frame.row(0)] == [EVENT_COLUMNS, row]
+
+
+@pytest.mark.parametrize("wire", WIRES)
+def test_an_impression_says_where_it_was_shown(wire: str) -> None:
+    """0 is the top, and no null."""
+    records = [stored(impression(position=place), place, wire=wire) for place in (0, 7)]
+
+    frame = event_table(decode_events(IMPRESSIONS, records, SCHEMA_IDS).events)
+
+    assert frame.sort("offset")["position"].to_list() == [0, 7]
 
 
 @pytest.mark.parametrize(
@@ -228,10 +238,10 @@ def test_a_profile_that_names_nobody_or_no_time_is_bad(record: StoredRecord, rea
 
 
 def test_nothing_of_an_event_is_null_but_what_may_be() -> None:
-    """Only dwell_ms and model_version."""
+    """Only dwell_ms, the place of what is no impression, and model_version."""
     frame = event_table(decode_events(CLICKS, [stored(Click(request_id="r", user_id="u", item_id="i", ts_ms=1))]).events)
 
-    assert [name for name in frame.columns if frame[name].has_nulls()] == ["dwell_ms", "model_version"]
+    assert [name for name in frame.columns if frame[name].has_nulls()] == ["dwell_ms", "position", "model_version"]
 
 
 def test_a_dwell_always_has_its_length() -> None:

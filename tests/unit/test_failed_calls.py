@@ -13,7 +13,7 @@ import pytest
 from online_store.deltas import NOTHING
 from online_store.keys import Generation
 from online_store.redis import RedisStore
-from online_store.store import Step
+from online_store.store import Move, Step
 from schemas.errors import StoreAwayError
 from schemas.features import REGISTRY
 from schemas.topics import Source
@@ -49,7 +49,7 @@ async def loading(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
 async def fail(store: RedisStore) -> None:
     """One call that does not succeed."""
     with pytest.raises(StoreAwayError):
-        await store.apply(GENERATION, Source("clicks", 0), 5, [Step(0, 0, NOTHING)])
+        await store.apply(GENERATION, [Step(0, [Move(Source("clicks", 0), 0, 5)], NOTHING)])
 
 
 @pytest.mark.parametrize("answer", [silent, closing, loading], ids=lambda answer: answer.__name__)

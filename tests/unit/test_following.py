@@ -10,12 +10,13 @@ import pytest
 from online_store.ingest import Ingest
 from online_store.keys import Generation, Pointer
 from online_store.memory import MemoryStore
+from online_store.store import Step
 from schemas import codec
 from schemas.aggregates import ITEM, USER
 from schemas.errors import GenerationError
 from schemas.features import REGISTRY, Registry, impressions
 from schemas.records import DeadLetter
-from schemas.topics import DEAD_LETTERS, Source
+from schemas.topics import DEAD_LETTERS
 from schemas.windows import DAYS_7
 from streams.worker import Worker
 from tests.unit.test_worker import SOURCE, Consumer, fetch, log, read_on
@@ -65,7 +66,7 @@ async def fill(store: MemoryStore, found: Log, count: int, target: Generation = 
     """Take a generation to an offset, as whoever keeps it up to date does."""
     ingest = Ingest(store, REGISTRY, target=target)
     position = (await ingest.positions([SOURCE]))[SOURCE]
-    await ingest.apply(ingest.decode(fetch(found, position, count - position)))
+    await ingest.apply([ingest.decode(fetch(found, position, count - position))])
     await ingest.settle(SOURCE)
 
 
@@ -264,10 +265,10 @@ async def test_an_older_store_gets_its_registration(store: MemoryStore) -> None:
 class Slow(MemoryStore):
     """A store that takes a moment for each call, so that two writers come between each other."""
 
-    async def apply(self, generation: Generation, source: Source, following: int, steps: Sequence[Any]) -> list[int]:
+    async def apply(self, generation: Generation, steps: Sequence[Step]) -> list[list[int]]:
         """As MemoryStore.apply, later."""
         await asyncio.sleep(0.001)
-        return await super().apply(generation, source, following, steps)
+        return await super().apply(generation, steps)
 
 
 async def test_two_writers_on_one_generation_do_not_send_each_other_back_and_forth() -> None:

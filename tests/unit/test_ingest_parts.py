@@ -13,7 +13,7 @@ from schemas.errors import StoreAwayError
 from schemas.features import REGISTRY
 from schemas.topics import Source
 from tests.worlds import Log as Logs
-from tests.worlds import batch, dump, impression, replayed, stored
+from tests.worlds import batch, dump, impression, replayed, stored, take
 
 
 class Tiring(MemoryStore):
@@ -24,13 +24,13 @@ class Tiring(MemoryStore):
         self.calls: list[list[int]] = []
         self.left = calls_count
 
-    async def apply(self, generation: Generation, source: Source, following: int, steps: Sequence[Step]) -> list[int]:
+    async def apply(self, generation: Generation, steps: Sequence[Step]) -> list[list[int]]:
         """As MemoryStore.apply."""
         if not self.left:
             raise StoreAwayError("away")
         self.left -= 1
         self.calls.append([step.shard for step in steps])
-        return await super().apply(generation, source, following, steps)
+        return await super().apply(generation, steps)
 
 
 class Slow(MemoryStore):
@@ -40,13 +40,13 @@ class Slow(MemoryStore):
         super().__init__(REGISTRY)
         self.at_once = self.at_once_max = 0
 
-    async def apply(self, generation: Generation, source: Source, following: int, steps: Sequence[Step]) -> list[int]:
+    async def apply(self, generation: Generation, steps: Sequence[Step]) -> list[list[int]]:
         """As MemoryStore.apply."""
         self.at_once += 1
         self.at_once_max = max(self.at_once_max, self.at_once)
         await asyncio.sleep(0.02)
         self.at_once -= 1
-        return await super().apply(generation, source, following, steps)
+        return await super().apply(generation, steps)
 
 
 @pytest.fixture
@@ -68,9 +68,9 @@ async def test_what_the_store_took_is_not_sent_again(log: Logs, monkeypatch: pyt
     decoded = ingest.decode(batch([stored(impression(f"u{number}", f"i{number}"), number) for number in range(50)]))
     before = ingest.progress(source)
     with pytest.raises(StoreAwayError):
-        await ingest.apply(decoded)
+        await ingest.apply([decoded])
     took, store.left = ingest.progress(source), 100
-    position = await ingest.apply(decoded)
+    position = (await ingest.apply([decoded]))[decoded.batch.source]
     shards = [shard for call in store.calls for shard in call]
 
     assert (position, took - before, len(shards)) == (50, 50 * len([*store.calls[0], *store.calls[1], *store.calls[2]]), len(set(shards)))
@@ -86,7 +86,7 @@ async def test_beside_a_slow_store_calls_take_turns(slow_s: float, at_once: int,
     sources = [Source("impressions", partition) for partition in range(3)]
     await ingest.positions(sources)
     batches = [batch([stored(impression("u", "i"), 0, source.partition)]) for source in sources]
-    await ingest.apply(ingest.decode(batches[0]))
-    await asyncio.gather(*(ingest.apply(ingest.decode(one)) for one in batches[1:]))
+    await take(ingest, batches[0])
+    await asyncio.gather(*(take(ingest, one) for one in batches[1:]))
 
     assert store.at_once_max == at_once

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from compose.train import read_history
-from replay.log import FileLog, Message
+from replay.files import FileLog
+from replay.history import read_history
+from replay.log import Message
 from schemas import codec
 from schemas.features import REGISTRY, Registry, context_number
 from schemas.topics import CLICKS, IMPRESSIONS

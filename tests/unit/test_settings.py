@@ -257,3 +257,30 @@ def test_rules_of_the_slate_are_a_table(tmp_path: Path) -> None:
 def test_a_wrong_rule_is_told(tmp_path: Path) -> None:
     """With where it stands and the field at fault."""
     assert "divercity" in refusal(tmp_path, {}, "[slate.divercity]\nweight = 1\n")
+
+
+def test_the_lake_is_a_folder_of_the_state_unless_it_is_named(tmp_path: Path) -> None:
+    """With the options of its object store from a table of the file."""
+    path = tmp_path / "millstream.toml"
+    path.write_text('lake_uri = "s3://b/lake"\n[lake_storage_options]\nAWS_REGION = "eu"\nAWS_ALLOW_HTTP = true\n')
+
+    assert load({"state_dir": str(tmp_path)}, {}, tmp_path / "none").lake == (str(tmp_path / "lake"), {})
+    assert load({}, {}, path).lake == ("s3://b/lake", {"AWS_REGION": "eu", "AWS_ALLOW_HTTP": "True"})
+
+
+def test_retention_is_days_by_topic(tmp_path: Path) -> None:
+    """A topic that is none, or no days, are told with the topics that are."""
+    assert load({"lake_retention_days": "impressions=400, clicks=30"}, {}, tmp_path / "none").lake_retention_days == {
+        "impressions": 400,
+        "clicks": 30,
+    }
+    for wrong in ("impression=400", "clicks=0", "clicks"):
+        assert "topics are impressions, clicks" in refusal(tmp_path, {"MILLSTREAM_LAKE_RETENTION_DAYS": wrong})
+
+
+def test_a_wrong_secret_is_not_repeated(tmp_path: Path) -> None:
+    """What is said ends up in logs."""
+    told = refusal(tmp_path, {"MILLSTREAM_LAKE_STORAGE_OPTIONS": '{"AWS_SECRET_ACCESS_KEY": "hidden"'})
+
+    assert ("LAKE_STORAGE_OPTIONS is not shown: it takes" in told, "hidden" in told) == (True, False)
+    assert "hidden" not in repr(load({"lake_storage_options": "AWS_SECRET_ACCESS_KEY=hidden"}, {}, tmp_path / "none"))

@@ -9,7 +9,7 @@ import pytest
 
 from online_store.keys import Entity
 from online_store.record import RECORD_VERSION
-from online_store.snapshot.file import Made, load, writing
+from online_store.snapshot.file import Made, load, newest, writing
 from schemas.errors import SettingsError
 from schemas.features import REGISTRY
 from tests.worlds import NOW_MS
@@ -54,6 +54,33 @@ def test_a_new_one_takes_the_place_of_the_old(tmp_path: Path) -> None:
     assert (old.look_up([ENTITY]), new.look_up([ENTITY])) == ([b"old"], [b"new"])
 
 
+def test_the_newest_is_what_took_its_place(tmp_path: Path) -> None:
+    """Itself, as long as nothing did."""
+    old = load(write(tmp_path / "items.arrow", record=b"old"), REGISTRY)
+    same = newest(old, REGISTRY)
+    write(tmp_path / "items.arrow", record=b"new")
+
+    assert (same is old, newest(old, REGISTRY).look_up([ENTITY])) == (True, [b"new"])
+
+
+def test_the_newest_of_another_registry_is_refused(tmp_path: Path) -> None:
+    """As it is at a start."""
+    old = load(write(tmp_path / "items.arrow"), REGISTRY)
+    write(tmp_path / "items.arrow", Made("g2", "another", NOW_MS))
+
+    with pytest.raises(SettingsError, match="feature_version another"):
+        newest(old, REGISTRY)
+
+
+def test_one_that_is_gone_has_no_newest(tmp_path: Path) -> None:
+    """Who has it open goes on with it."""
+    old = load(write(tmp_path / "items.arrow"), REGISTRY)
+    (tmp_path / "items.arrow").unlink()
+
+    with pytest.raises(SettingsError, match="The one that was loaded is kept"):
+        newest(old, REGISTRY)
+
+
 def test_one_that_is_not_finished_changes_nothing(tmp_path: Path) -> None:
     """The old file stands, and nothing lies beside it."""
     before = write(tmp_path / "items.arrow").read_bytes()
@@ -88,7 +115,7 @@ def test_a_cut_file_is_refused(tmp_path: Path, part: float) -> None:
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     """With the next step."""
-    assert "Make it with `millstream snapshot`, or set none." in refusal(tmp_path / "items.arrow")
+    assert "Make it with `millstream replay backfill-snapshot`, or set none." in refusal(tmp_path / "items.arrow")
 
 
 def test_a_file_of_somebody_else_is_refused(tmp_path: Path) -> None:

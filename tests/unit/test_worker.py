@@ -49,10 +49,10 @@ class SlowStore(MemoryStore):
         self.held = asyncio.Event()
         self.held.set()
 
-    async def apply(self, generation: Generation, source: Source, following: int, steps: Sequence[Step]) -> list[int]:
+    async def apply(self, generation: Generation, steps: Sequence[Step]) -> list[list[int]]:
         """As MemoryStore.apply, later."""
         await self.held.wait()
-        return await super().apply(generation, source, following, steps)
+        return await super().apply(generation, steps)
 
 
 def begun(store: MemoryStore) -> tuple[Worker, Consumer]:

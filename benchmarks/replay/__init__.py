@@ -1,0 +1,1 @@
+"""How fast a generation is rebuilt, compared and turned into training rows."""

@@ -1,0 +1,143 @@
+"""`millstream replay rebuild` beside a live ingest worker: both generations are what the oracle says, whatever changed between them."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import redis
+
+from compose import topics
+from online_store.keys import Generation, guard_key
+from online_store.redis import RedisStore
+from replay.log import KafkaLog
+from schemas.features import FEATURES, REGISTRY, STATICS, Registry, ctr, dwell_avg
+from schemas.topics import CLICKS, SOURCES, Source
+from schemas.windows import DAYS_30, HOUR_MS, HOURS_24, MINUTE_MS, Window
+from tests.oracle import Oracle
+from tests.property.test_exactness import windows_of
+from tests.verify import compare
+from tests.workers import SOURCE_NAMES, Process, command, events, log_file, log_records, own_store, produce, send, wait_until
+
+#: A window more, of one kind.
+ADDED_WINDOW = Registry((*FEATURES, ctr("ctr_3h", "item", Window("3h", 3 * HOUR_MS, 15 * MINUTE_MS))), STATICS)
+#: A window whose tiles are other ones.
+HOURLY = Window("24h", 24 * HOUR_MS, HOUR_MS)
+CHANGED_WINDOW = Registry(tuple(replace(one, window=HOURLY) if one.window == HOURS_24 else one for one in FEATURES), STATICS)
+#: What is said of dwelling for a month, of whom nothing was kept that long.
+ADDED_FEATURE = Registry((*FEATURES, dwell_avg("user_dwell_avg_30d", "user", DAYS_30)), STATICS)
+REGISTRIES = {"ADDED_WINDOW": ADDED_WINDOW, "CHANGED_WINDOW": CHANGED_WINDOW, "ADDED_FEATURE": ADDED_FEATURE}
+FIRST = Generation(1, REGISTRY.fingerprint)
+
+
+class World:
+    """Topics and a store of a test's own. folder: of logs and the lake."""
+
+    def __init__(self, kafka_bootstrap: str, prefix: str, store_url: str, folder: Path) -> None:
+        self.kafka_bootstrap, self.prefix, self.store_url, self.folder = kafka_bootstrap, prefix, store_url, folder
+        self.log = KafkaLog(kafka_bootstrap, prefix)
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Of every command."""
+        places = {"kafka_bootstrap": self.kafka_bootstrap, "topic_prefix": self.prefix, "store_url": self.store_url}
+        return {**places, "group_id": self.prefix, "lake_uri": str(self.folder / "lake")}
+
+    def feed(self, count: int, seed: int) -> None:
+        """Events, and among them a value that is none."""
+        produce(self.kafka_bootstrap, self.prefix, events(count, seed=seed))
+        send(self.kafka_bootstrap, [(self.prefix + CLICKS.name, b"u", b"no event %d" % seed)])
+
+    @contextmanager
+    def fed(self) -> Iterator[None]:
+        """Some hundred events a second until the block ends."""
+        ended = threading.Event()
+
+        def feed() -> None:
+            seed = 1_000
+            while not ended.wait(0.1):
+                seed += 1
+                self.feed(50, seed)
+
+        thread = threading.Thread(target=feed)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def rebuild(self, *words: str, features: str = "ADDED_WINDOW") -> Process:
+        """`millstream replay rebuild`."""
+        environment = {f"MILLSTREAM_{name.upper()}": value for name, value in self.settings.items()}
+        flags = ["--json", "--features", f"{__name__}:{features}", *words]
+        return Process(["-m", "compose.cli", "replay", "rebuild", *flags], log_file(self.folder), **environment)
+
+    def oracle(self, registry: Registry, starts: dict[Source, int] | None = None) -> Oracle:
+        """What the log says now, from some offsets on."""
+        found = [record for name in SOURCE_NAMES for record in log_records(self.kafka_bootstrap, self.prefix + name)]
+        starts = starts or {}
+        wanted = [one for one in found if one.offset >= starts.get(Source(one.topic.removeprefix(self.prefix), one.partition), 0)]
+        return Oracle(wanted, windows_of(registry), self.prefix)
+
+    async def differences(self, generation: Generation, registry: Registry, starts: dict[Source, int] | None = None) -> list[str]:
+        """Between a generation and the oracle."""
+        store = RedisStore(self.store_url, registry)
+        moments = [time.time_ns() // 1_000_000 + 1_000]
+        found = await compare(store, registry, generation, self.oracle(registry, starts), moments)
+        await store.close()
+        return found
+
+    def lag(self, generation: Generation) -> int:
+        """How many records its lowest guards have not passed."""
+        ends = {f"{topic.name}/{partition}": end for topic in SOURCES for partition, end in self.log.end_offsets(topic).items()}
+        with redis.Redis.from_url(self.store_url) as store:
+            rows = [store.hmget(guard_key(generation, shard), list(ends)) for shard in range(generation.shards)]
+        return sum(end - min(int(row[place] or 0) for row in rows) for place, end in enumerate(ends.values()))
+
+    def await_lag_0(self, *generations: Generation, of: Sequence[Process] = ()) -> None:
+        """Return once generations have everything."""
+        wait_until(lambda: all(self.lag(one) == 0 for one in generations), lambda: [one.log[-4_000:] for one in of])
+
+
+@pytest.fixture
+def world(kafka_bootstrap: str, topic_prefix: str, tmp_path: Path) -> Iterator[World]:
+    topics.create(kafka_bootstrap, topic_prefix, partitions=2)
+    with own_store(tmp_path) as (_, _, url):
+        yield World(kafka_bootstrap, topic_prefix, url, tmp_path)
+
+
+def told(process: Process) -> dict[str, object]:
+    """What a command that ended says last."""
+    lines = [line for line in process.log.splitlines() if line.startswith("{")]
+    assert lines, process.log
+    found: dict[str, object] = json.loads(lines[-1])
+    return found
+
+
+@pytest.mark.parametrize("changed", REGISTRIES)
+async def test_both_generations_are_the_oracles_beside_live_traffic(world: World, changed: str) -> None:
+    """The registry that was changed is counted from the beginning, the one that is live goes on, and who follows stays at the tail."""
+    registry = REGISTRIES[changed]
+    second = Generation(2, registry.fingerprint)
+    world.feed(2_000, seed=1)
+    with command(world.folder, "ingest", **world.settings) as live, world.fed(), world.rebuild(features=changed) as filling:
+        wait_until(lambda: filling.said("ingest is up"))
+        world.await_lag_0(second, of=[filling])
+        filling.kill()
+        world.feed(500, seed=2)
+        with world.rebuild("--generation", "g2", features=changed) as resumed:
+            wait_until(lambda: resumed.said("ingest is up"))
+            world.feed(500, seed=3)
+            world.await_lag_0(FIRST, second, of=[live, resumed])
+            code = resumed.stop()
+    with command(world.folder, "ingest", **world.settings) as live, world.rebuild("--generation", "g2", "--until-caught-up") as end:
+        ended = end.exit_code()
+        world.await_lag_0(FIRST, second, of=[live])
+
+    assert (code, ended, told(end)["lag"]) == (0, 0, 0)
+    assert (await world.differences(FIRST, REGISTRY), await world.differences(second, registry)) == ([], [])
