@@ -24,7 +24,7 @@ from tests.lakes import sink
 from tests.oracle import Oracle
 from tests.property.test_exactness import windows_of
 from tests.verify import compare
-from tests.workers import SOURCE_NAMES, Process, command, events, log_file, log_records, own_store, produce, send, wait_until
+from tests.workers import PATIENCE_S, SOURCE_NAMES, Process, command, events, log_file, log_records, own_store, produce, send, wait_until
 
 #: A window more, of one kind.
 ADDED_WINDOW = Registry((*FEATURES, ctr("ctr_3h", "item", Window("3h", 3 * HOUR_MS, 15 * MINUTE_MS))), STATICS)
@@ -212,8 +212,9 @@ async def test_what_kafka_has_lost_is_not_passed_over(world: World) -> None:
     world.feed(300, seed=2)
     ends = world.log.end_offsets(IMPRESSIONS)
     lost = [TopicPartition(world.prefix + IMPRESSIONS.name, partition, end) for partition, end in ends.items()]
-    for answer in AdminClient({"bootstrap.servers": world.kafka_bootstrap}).delete_records(lost).values():
-        answer.result()
+    admin = AdminClient({"bootstrap.servers": world.kafka_bootstrap})
+    for answer in admin.delete_records(lost).values():
+        answer.result(PATIENCE_S)
     with world.rebuild("--generation", "g2", "--until-caught-up") as resumed:
         code = resumed.exit_code()
 
