@@ -13,6 +13,7 @@ The braces are a hash tag: records and guards of one shard live in one cluster s
 """
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -80,8 +81,13 @@ def record_head(generation: Generation, kind: str, shard: int) -> bytes:
 
 def record_key(generation: Generation, entity: Entity) -> bytes:
     """The key of one record."""
-    named = f"{entity.tenant}:{entity.id}".encode()
-    return _heads(generation, entity.kind)[xxhash.xxh32_intdigest(named) & (generation.shards - 1)] + named
+    return record_keys(generation, entity.kind, [f"{entity.tenant}:{entity.id}".encode()])[0]
+
+
+def record_keys(generation: Generation, kind: str, names: Sequence[bytes]) -> list[bytes]:
+    """The keys of records of one kind. names: "tenant:id" of each."""
+    heads, mask, hashed = _heads(generation, kind), generation.shards - 1, xxhash.xxh32_intdigest
+    return [heads[hashed(name) & mask] + name for name in names]
 
 
 @functools.lru_cache(maxsize=64)
@@ -93,6 +99,12 @@ def _heads(generation: Generation, kind: str) -> tuple[bytes, ...]:
 def entity_of(key: bytes) -> Entity:
     """Whose record a key is: the inverse of record_key."""
     kind, _, _, tenant, entity_id = key.decode().split(":", 4)
+    return Entity(tenant, kind, entity_id)
+
+
+def entity_named(kind: str, name: bytes) -> Entity:
+    """Who is meant by "tenant:id"."""
+    tenant, _, entity_id = name.decode().partition(":")
     return Entity(tenant, kind, entity_id)
 
 

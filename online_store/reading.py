@@ -32,18 +32,17 @@ def read(layout: Layout, raws: Sequence[bytes | None], as_of_ms: int | Ints) -> 
     Raises StoreError for bytes of another layout.
     """
     found = [layout.blank if raw is None else raw for raw in raws]
-    starts = np.cumsum(np.fromiter((0, *map(len, found)), np.int64, len(found) + 1))
-    moments = np.broadcast_to(np.asarray(as_of_ms, np.int64), len(found))
-    windows = np.array([(window.hop_ms, window.tiles_count, window.slots_count) for window in layout.windows], np.int64).reshape(-1, 3)
-    front = np.zeros((len(found), layout.dtype.itemsize), np.uint8)
-    counts = np.zeros((len(found), len(windows), len(COUNTERS)), np.int64)
-    exact = np.ones(len(found), np.bool_)
-    odd = _read(np.frombuffer(b"".join(found), np.uint8), starts, moments, windows, front, counts, exact)
+    count = len(found)
+    starts = np.zeros(count + 1, np.int64)
+    np.cumsum(np.fromiter(map(len, found), np.int64, count), out=starts[1:])
+    records, exact = np.zeros(count, layout.dtype), np.ones(count, np.bool_)
+    counts = np.zeros((count, len(layout.windows), len(COUNTERS)), np.int64)
+    front = records.view(np.uint8).reshape(count, layout.dtype.itemsize)
+    odd = _read(np.frombuffer(b"".join(found), np.uint8), starts, np.full(count, as_of_ms, np.int64), layout.rings, front, counts, exact)
     if odd >= 0:
         layout.check(found[odd])
-    records = front.reshape(-1).view(layout.dtype)
     static, last = records["static"], records["last_active_ms"].astype(np.int64)
-    present = np.fromiter((raw is not None for raw in raws), np.bool_, len(found))
+    present = np.fromiter((raw is not None for raw in raws), np.bool_, count)
     removed = static["removed"].astype(np.bool_)
     statics = {field.name: static[field.name] for field in layout.statics}
     return Tiles(counts, statics, last, present & (~removed | (last > 0)), removed, exact)
@@ -96,7 +95,8 @@ def _add(text: Buffer, at: int, oldest: int, newest: int, counts: Ints) -> None:
 @numba.njit(cache=True, inline="always")
 def _number(text: Buffer, at: int, size: int) -> np.int64:
     """A little-endian number of so many bytes; of eight, with its sign."""
-    value = np.uint64(0)
+    # An index without a sign: numba looks whether another one counts from the end, byte by byte.
+    value, first = np.uint64(0), np.uint64(at)
     for place in range(size):
-        value |= np.uint64(text[at + place]) << np.uint64(8 * place)
+        value |= np.uint64(text[first + np.uint64(place)]) << np.uint64(8 * place)
     return np.int64(value)

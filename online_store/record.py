@@ -89,6 +89,11 @@ class Layout:
         record["static"] = self.pack_static(None, 0, 0, 0)
         return record.tobytes()
 
+    @cached_property
+    def rings(self) -> NDArray[np.int64]:
+        """Of each window its hop in milliseconds, the tiles that count, and the slots: int64 [windows, 3]."""
+        return np.array([(window.hop_ms, window.tiles_count, window.slots_count) for window in self.windows], np.int64).reshape(-1, 3)
+
     @property
     def ttl_ms(self) -> int:
         """Time to live before jitter, milliseconds.

@@ -6,6 +6,7 @@ full answer -> vectors that the near cache still has -> popularity -> the order 
 import asyncio
 import time
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,9 +19,9 @@ from ranker import metrics
 from ranker.budgets import Budgets
 from ranker.bundle import Bundle
 from ranker.encode import Items
-from ranker.reads.near import Columns
+from ranker.reads.near import Rows
 from ranker.reads.popularity import Popularity
-from ranker.reads.reader import FOLDED, NOTHING_APPLIED, Asked, Read, Reader
+from ranker.reads.reader import FOLDED, NOTHING_APPLIED, VECTOR, Asked, Read, Reader
 from ranker.score import Scorer, Scores
 from ranker.slate.explain import explain
 from ranker.slate.rules import Rules, check, reasons
@@ -71,6 +72,8 @@ class Pipeline:
         self._popularity = Popularity(bundle.popularity)
         self._popular = list(bundle.popularity)[:POPULAR_COUNT_MAX]
         self._ctr_at = longest_ctr_at(registry)
+        #: From columns by kind to columns of the matrix.
+        self._order = np.argsort([place for kind in (ITEM, USER, REQUEST) for place in registry.places[kind]])
         self.rank([_nobodys(["nothing"], 0)], self._reader.unknown(1))
 
     def fits(self, pointer: Pointer) -> bool:
@@ -111,7 +114,7 @@ class Pipeline:
         """What a batch must know. Raises TimeoutError, StoreError, and GenerationError without a generation of our registry."""
         found = await self._read(generation, batch)
         if self._ctr_at is not None:
-            self._popularity.learn(found.new_ids, found.new.vectors[:, self._ctr_at])
+            self._popularity.learn(found.new_ids, found.new[VECTOR][:, self._ctr_at].copy())
         return found
 
     async def _read(self, generation: Generation | None, batch: Sequence[Asked]) -> Read:
@@ -123,18 +126,16 @@ class Pipeline:
     def rank(self, batch: Sequence[Asked], known: Read, degraded: Degraded = Degraded.NONE) -> list[Ranked]:
         """Slates from what was read, one a request. Raises BundleError where the model cannot score."""
         begun_s = time.perf_counter()
-        with metrics.VECTOR.time():
-            matrix = self._matrix(batch, known)
-        with metrics.SCORE.time():
-            raw = self._scorer.score(matrix, known.starts, known.items.facts.get(FOLDED))
+        raw = self._raw(batch, known)
         with metrics.CALIBRATE.time():
             scores = Scores(raw, self._scorer.calibrate(raw))
         scored_s = time.perf_counter()
         with metrics.SLATE.time():
-            slates = [self._slate(asked, number, known, matrix, scores, degraded) for number, asked in enumerate(batch)]
+            slates = [self._slate(asked, number, known, scores) for number, asked in enumerate(batch)]
+            ranked = self._ranked(batch, known, scores, slates, degraded)
         metrics.spent("score", scored_s - begun_s, self._budgets.score_ms)
         metrics.spent("rules", time.perf_counter() - scored_s, self._budgets.rules_ms)
-        return slates
+        return ranked
 
     def fall_back(self, asked: Asked, cause: str) -> Ranked:
         """The best slate without the store, or without the model."""
@@ -152,47 +153,67 @@ class Pipeline:
         found = self._popularity.scores(asked.item_ids)
         degraded = Degraded.INPUT_ORDER if found is None else Degraded.POPULARITY
         scores = np.zeros(len(asked.item_ids), np.float32) if found is None else found
-        slate = self._slates.slate(_candidates(asked, Scores(scores, scores), self._reader.remembered(asked)), asked.request, Viewer())
-        return Ranked(_items(asked, slate, scores, [b""] * len(slate.order)), degraded, 0)
+        candidates = _candidates(asked, Scores(scores, scores), self._reader.remembered(asked), slice(None))
+        slate = self._slates.slate(candidates, asked.request, Viewer())
+        return Ranked(_items(asked, slate, scores[slate.order].tolist(), [b""] * len(slate.order)), degraded, 0)
 
     def explain(self, asked: Asked, known: Read) -> dict[str, Any]:
         """How a request comes to its slate, ready for JSON. known: read for it alone. Raises BundleError where the model cannot score."""
-        matrix = self._matrix([asked], known)
-        raw = self._scorer.score(matrix, known.starts, known.items.facts.get(FOLDED))
-        candidates = _candidates(asked, Scores(raw, self._scorer.calibrate(raw)), known.items)
+        raw = self._raw([asked], known)
+        candidates = _candidates(asked, Scores(raw, self._scorer.calibrate(raw)), known.items, slice(None))
         slate = self._slates.slate(candidates, asked.request, known.viewers[0])
+        matrix = self._matrix([asked], known, np.arange(len(raw)), np.zeros(len(raw), np.int64))
         return explain(self._registry.feature_names, candidates, matrix, slate)
 
-    def _matrix(self, batch: Sequence[Asked], known: Read) -> NDArray[np.float32]:
-        """As Registry.vector, of several requests: float32 [n, features]."""
-        counts = np.diff(known.starts)
-        matrix = np.empty((len(known.items), len(self._registry.ranking)), np.float32)
-        matrix[:, self._registry.places[ITEM]] = known.items.vectors
-        matrix[:, self._registry.places[USER]] = np.repeat(known.users, counts, axis=0)
+    def _raw(self, batch: Sequence[Asked], known: Read) -> NDArray[np.float32]:
+        """The model's scores of all candidates. Where it folds, what rows of a request share is all that is needed besides their words."""
+        numbers = np.arange(len(batch))
+        if self._scorer.is_folding:
+            with metrics.VECTOR.time():
+                firsts = self._matrix(batch, known, known.starts[:-1], numbers)
+            with metrics.SCORE.time():
+                return self._scorer.score(known.words, firsts, known.starts)
+        with metrics.VECTOR.time():
+            matrix = self._matrix(batch, known, np.arange(len(known.items)), np.repeat(numbers, np.diff(known.starts)))
+        with metrics.SCORE.time():
+            return self._scorer.by_runtime(matrix)
+
+    def _matrix(self, batch: Sequence[Asked], known: Read, rows: NDArray[np.int64], of: NDArray[np.int64]) -> NDArray[np.float32]:
+        """As Registry.vector, of some candidates: float32 [n, features]. rows: int64 [n], which; of: int64 [n], each one's request."""
+        parts = [known.items[VECTOR][rows], known.users[of]]
         if self._registry.places[REQUEST]:
-            rows = np.stack([self._registry.context_row(asked.request.context) for asked in batch])
-            matrix[:, self._registry.places[REQUEST]] = np.repeat(rows, counts, axis=0)
-        return matrix
+            parts.append(np.stack([self._registry.context_row(asked.request.context) for asked in batch])[of])
+        return np.concatenate(parts, axis=1)[:, self._order]
 
-    def _slate(self, asked: Asked, number: int, known: Read, matrix: NDArray[np.float32], scores: Scores, degraded: Degraded) -> Ranked:
+    def _slate(self, asked: Asked, number: int, known: Read, scores: Scores) -> Slate:
         rows = slice(int(known.starts[number]), int(known.starts[number + 1]))
-        slate = self._slates.slate(_candidates(asked, scores, known.items, rows), asked.request, known.viewers[number])
-        packed = matrix[rows][slate.order].astype("<f4", copy=False).tobytes()
-        size = matrix.shape[1] * matrix.itemsize
-        vectors = [packed[at : at + size] for at in range(0, len(packed), size)]
-        return Ranked(_items(asked, slate, scores.calibrated[rows], vectors), degraded, int(known.stale_ms[number]), known.applied)
+        return self._slates.slate(_candidates(asked, scores, known.items, rows), asked.request, known.viewers[number])
+
+    def _ranked(self, batch: Sequence[Asked], known: Read, scores: Scores, slates: Sequence[Slate], degraded: Degraded) -> list[Ranked]:
+        """Slates with the vectors that were scored."""
+        counts = [len(slate.order) for slate in slates]
+        of = np.repeat(np.arange(len(batch)), counts)
+        rows = np.concatenate([slate.order for slate in slates]) + known.starts[of]
+        matrix = self._matrix(batch, known, rows, of)
+        packed, size = matrix.astype("<f4", copy=False).tobytes(), matrix.shape[1] * matrix.itemsize
+        vectors = iter([packed[at : at + size] for at in range(0, len(packed), size)])
+        shown = iter(scores.calibrated[rows].tolist())
+        return [
+            Ranked(_items(asked, slate, list(islice(shown, count)), list(islice(vectors, count))), degraded, stale_ms, known.applied)
+            for asked, slate, count, stale_ms in zip(batch, slates, counts, known.stale_ms.tolist(), strict=True)
+        ]
 
 
-def _candidates(asked: Asked, scores: Scores, items: Columns, rows: slice = slice(None)) -> Candidates:
+def _candidates(asked: Asked, scores: Scores, items: Rows, rows: slice) -> Candidates:
     """A request's, which are these rows of scores and items."""
-    facts = {name: column[rows] for name, column in items.facts.items() if name != FOLDED}
+    facts = {name: items[name][rows] for name in items.dtype.names or () if name not in (FOLDED, VECTOR)}
     return Candidates(asked.item_ids, scores.raw[rows], scores.calibrated[rows], facts)
 
 
-def _items(asked: Asked, slate: Slate, scores: NDArray[np.float32], vectors: Sequence[bytes]) -> Items:
+def _items(asked: Asked, slate: Slate, scores: Sequence[float], vectors: Sequence[bytes]) -> Items:
+    """The places of a slate. scores, vectors: of each place."""
     ids = [asked.item_ids[place] for place in slate.order.tolist()]
-    why = list(map(reasons, slate.touched[slate.order].tolist()))
-    return Items(ids, scores[slate.order].tolist(), why, vectors, slate.propensities.tolist())
+    return Items(ids, scores, [reasons(touch) for touch in slate.touched[slate.order].tolist()], vectors, slate.propensities.tolist())
 
 
 def _nobodys(item_ids: list[str], as_of_ms: int) -> Asked:

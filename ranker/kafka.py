@@ -1,6 +1,6 @@
 """The Kafka front end: rank-requests in, rank-responses and rank-telemetry out.
 
-The loop polls for the first message and takes what else is there without waiting: an idle worker answers at once, a busy one
+A thread polls for the first message and takes what else is there without waiting: an idle worker answers at once, a busy one
 works in batches. Offsets are committed once their answers are in Kafka, so a request may be answered twice after a crash; the
 second answer is the first one's bytes. Reply headers are Spring's (kafka_replyTopic, kafka_replyPartition,
 kafka_correlationId); traceparent is carried on.
@@ -8,7 +8,7 @@ kafka_correlationId); traceparent is carried on.
 
 import asyncio
 import logging
-import operator
+import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -18,20 +18,13 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from ranker import metrics
+from ranker.fronts.records import CORRELATION_ID, REPLY_PARTITION, REPLY_TOPIC, TRACE, decode_request, record_of
 from ranker.rank import Answer, Ranker
 from schemas import codec
 from schemas.errors import DecodeError, LogError, kafka_advice
-from schemas.records import CLOCK_SKEW_MS_MAX, LETTER_BYTES_MAX, RankRequest, Reason
+from schemas.records import LETTER_BYTES_MAX, RankRequest
 from schemas.topics import DEAD_LETTERS, RANK_REQUESTS, RANK_RESPONSES, RANK_TELEMETRY, BadRecord, StoredRecord
 
-REPLY_TOPIC, REPLY_PARTITION, CORRELATION_ID, TRACE = "kafka_replyTopic", "kafka_replyPartition", "kafka_correlationId", "traceparent"
-#: A correlation id or a trace longer than this (bytes) is dead-lettered. Carried on, it could make an answer longer than Kafka takes, and
-#: one request would stop every worker.
-HEADER_BYTES_MAX = 4_096
-#: What stands in place of headers of which one's name is not UTF-8: confluent-kafka fails on it, and gives none of them.
-UNREADABLE: tuple[tuple[str, bytes], ...] = (("unreadable", b""),)
-#: Called plainly it gives a list with a hole and leaves an error set, which a warm interpreter sees too late; called so, it is seen.
-_headers = operator.methodcaller("headers")
 #: Requests taken at once. More would let the last of a batch wait for longer than its deadline.
 BATCH_ROWS_MAX = 64
 #: How long a poll waits for a first request (seconds): also how long a stop may go unnoticed.
@@ -95,6 +88,9 @@ class RankWorker:
         )
         sending = {"linger.ms": 0, "enable.idempotence": True, "compression.type": "lz4", "message.max.bytes": LETTER_BYTES_MAX}
         self._producer = Producer(common | sending)
+        #: Whether more is to be polled; what may be committed of each batch, and of all of them.
+        self._wanted = threading.Semaphore()
+        self._answered: deque[dict[tuple[str, int], int]] = deque()
         self._due: dict[tuple[str, int], int] = {}
         self._refused: KafkaError | None = None
         self._reply_partitions: dict[str, int] = {}
@@ -112,25 +108,43 @@ class RankWorker:
             await asyncio.to_thread(self._close)
 
     async def _answer_until(self, stop: asyncio.Event) -> None:
-        """Poll, hand on, and wait for what was handed on before: with one batch under way the store would be waited for idly."""
-        committed_s = 0.0
+        """Take what is polled, and wait for what was taken before: with one batch under way the store would be waited for idly."""
+        polled: asyncio.Queue[tuple[list[StoredRecord], float] | None] = asyncio.Queue()
+        polling = asyncio.create_task(asyncio.to_thread(self._poll_until, stop, asyncio.get_running_loop(), polled))
         before = asyncio.create_task(self._answer([], 0.0))
         try:
-            while not stop.is_set():
-                records = await asyncio.to_thread(self._poll)
-                received_s = time.perf_counter()
-                last, before = before, asyncio.create_task(self._answer(records, received_s))
-                self._due |= await last
-                if received_s - committed_s > COMMIT_S:
-                    await asyncio.to_thread(self._tick)
-                    committed_s = received_s
-            self._due |= await before
+            while found := await polled.get():
+                last, before = before, asyncio.create_task(self._answer(*found))
+                self._answered.append(await last)
+                self._wanted.release()
+            self._answered.append(await before)
         finally:
             before.cancel()
+            stop.set()
+            self._wanted.release()
+            await polling
+
+    def _poll_until(self, stop: asyncio.Event, loop: asyncio.AbstractEventLoop, polled: "asyncio.Queue[Any]") -> None:
+        """Poll, in a thread of its own, whenever more is wanted; all that the consumer does is done here. None is the end."""
+        committed_s = 0.0
+        try:
+            while not stop.is_set():
+                self._wanted.acquire()
+                records, received_s = self._poll(), time.perf_counter()
+                # Nothing is handed on, too: what was taken before is then waited for, and can be committed.
+                loop.call_soon_threadsafe(polled.put_nowait, (records, received_s))
+                if received_s - committed_s > COMMIT_S:
+                    self._tick()
+                    committed_s = received_s
+        finally:
+            loop.call_soon_threadsafe(polled.put_nowait, None)
 
     async def _answer(self, records: Sequence[StoredRecord], received_s: float) -> dict[tuple[str, int], int]:
         """Answer requests side by side: while the store hangs, each waits for its own deadline. Returns what may be committed then."""
-        await asyncio.gather(*(self._handle(record, received_s) for record in records))
+        if len(records) == 1:
+            await self._handle(records[0], received_s)
+        else:
+            await asyncio.gather(*(self._handle(record, received_s) for record in records))
         return {(record.topic, record.partition): record.offset + 1 for record in records}
 
     async def _look(self) -> None:
@@ -156,7 +170,7 @@ class RankWorker:
             error = message.error()
             if error and error.code() not in PASSING and not error.retriable():
                 raise LogError(f"rank-requests cannot be read: {error}. Are the topics there? `millstream topics` creates them.")
-        return [_record(message) for message in messages if not message.error()]
+        return [record_of(message) for message in messages if not message.error()]
 
     async def _handle(self, record: StoredRecord, received_s: float) -> None:
         metrics.FRESHNESS.observe(max(time.time() - record.timestamp / 1000, 0))
@@ -228,6 +242,8 @@ class RankWorker:
 
         What was taken away meanwhile is left out: its new owner may have committed more.
         """
+        while self._answered:
+            self._due |= self._answered.popleft()
         due, self._due = self._due, {}
         if not due:
             return
@@ -269,30 +285,3 @@ class RankWorker:
 
     def _topic(self, name: str) -> str:
         return self._settings.topic_prefix + name
-
-
-def decode_request(record: StoredRecord, schema_ids: codec.SchemaIds | None = None) -> RankRequest:
-    """A request that can be answered. Raises DecodeError with the reason code of its dead letter."""
-    if record.headers is UNREADABLE:
-        raise DecodeError(Reason.MALFORMED, "the name of a header is not UTF-8: none of its headers can be read")
-    request = codec.decode(RANK_REQUESTS, record.value, record.headers, schema_ids)
-    assert isinstance(request, RankRequest), request
-    codec.check(request, record.timestamp)
-    if record.timestamp - request.ts_ms > CLOCK_SKEW_MS_MAX:
-        raise DecodeError(Reason.OUT_OF_RANGE, f"ts_ms {request.ts_ms} is long before its record's timestamp {record.timestamp}")
-    codec.check_request(request)
-    for name, header in record.headers:
-        if name in (CORRELATION_ID, TRACE) and len(header) > HEADER_BYTES_MAX:
-            raise DecodeError(Reason.OVERSIZE, f"header {name} has {len(header)} bytes, at most {HEADER_BYTES_MAX} are carried on")
-    return request
-
-
-def _record(message: Message) -> StoredRecord:
-    try:
-        found: Any = _headers(message)
-    except SystemError:
-        headers = UNREADABLE
-    else:
-        headers = tuple((name, value or b"") for name, value in found or ())
-    place = (str(message.topic()), int(message.partition() or 0), int(message.offset() or 0))
-    return StoredRecord(*place, int(message.timestamp()[1]), message.key(), message.value(), headers)

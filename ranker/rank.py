@@ -99,15 +99,13 @@ class Ranker:
         is_new = call is None
         if call is None:
             asked = Asked(request, list(dict.fromkeys(request.candidate_item_ids)))
-            call = self._calls[key] = Call(asked, key, received_s, asyncio.get_running_loop().create_future())
-        call.callers += 1
-        try:
-            self._limit(call, received_s, request.deadline_ms or self.budgets.total_ms)
-            if is_new:
-                self._begin(call)
-            answer = await asyncio.shield(call.done)
-        finally:
-            call.callers -= 1
+            call = self._calls[key] = Call(asked, key, received_s)
+        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        call.waiting.append(answered)
+        self._limit(call, received_s, request.deadline_ms or self.budgets.total_ms)
+        if is_new:
+            self._begin(call)
+        answer = await answered
         if call.is_told:
             metrics.REPEATS.inc()
             return Answer(answer.response, None)
@@ -167,9 +165,9 @@ class Ranker:
         """Read batch after batch; each is ranked while the store reads for the next."""
         try:
             while self._waiting:
-                # Whoever asks in this round of the loop shares the read, too.
-                if len(self._waiting) < BATCH_COUNT_MAX:
-                    await asyncio.sleep(max(self._next_read_s - time.perf_counter(), 0))
+                soon_s = self._next_read_s - time.perf_counter()
+                if soon_s > 0 and len(self._waiting) < BATCH_COUNT_MAX:
+                    await asyncio.sleep(soon_s)
                 self._next_read_s = time.perf_counter() + WINDOW_S
                 batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH_COUNT_MAX))]
                 wanted = [call for call in batch if self._is_wanted(call)]
@@ -181,9 +179,8 @@ class Ranker:
 
     def _is_wanted(self, call: Call) -> bool:
         """Whether it lacks a slate and somebody waits for it. One that nobody waits for any more ends here."""
-        if not call.is_settled and not call.callers:
+        if not call.is_settled and not call.is_awaited:
             call.settle()
-            call.done.cancel()
             del self._calls[call.key]
         return not call.is_settled
 
@@ -197,7 +194,10 @@ class Ranker:
         except (TimeoutError, StoreError) as error:
             await self._unread(batch, error)
             return
-        asyncio.get_running_loop().call_soon(self._rank, batch, known)
+        if self._waiting:  # the next read begins first
+            asyncio.get_running_loop().call_soon(self._rank, batch, known)
+        else:
+            self._rank(batch, known)
         if was_away:
             self._go(served.pipeline.prewarm(served.generation))
 
@@ -265,7 +265,7 @@ class Ranker:
         return [answer if response == answer.response else Answer(response, None) for answer, response in zip(ours, kept, strict=True)]
 
     def _end(self, call: Call, answer: Answer) -> None:
-        if call.done.done():
+        if call.is_answered:
             return
         call.wait(None)
         latency_s = time.perf_counter() - call.received_s
@@ -273,7 +273,7 @@ class Ranker:
         metrics.spent("total", latency_s, (call.deadline_s - call.received_s) * 1000)
         self._answers.remember(call.key, answer.response)
         del self._calls[call.key]
-        call.done.set_result(answer)
+        call.answer(answer)
 
     def _encoded(self, call: Call, ranked: Ranked, now_s: float) -> Answer:
         metrics.REQUESTS.labels(ranked.degraded).inc()

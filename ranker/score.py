@@ -64,21 +64,24 @@ class Scorer:
         calibrator = bundle.manifest.calibrator
         self._knots = np.array(calibrator.scores), np.array(calibrator.probabilities)
 
+    @property
+    def is_folding(self) -> bool:
+        """Whether it scores by bit vectors."""
+        return self._ensemble is not None
+
     def fold(self, columns: Floats) -> kernel.Words | None:
         """What rows' own columns, float32 [n, own], say of the score, as `score` takes it: uint64 [n, T]; None if ONNX Runtime scores."""
         return None if self._ensemble is None else kernel.fold(self._ensemble, columns, self._own)
 
-    def score(self, matrix: Floats, starts: NDArray[np.int64], folded: kernel.Words | None) -> Floats:
-        """Return the scores, float32 [n], of a matrix float32 [n, F]; n may be 0, NaN is missing.
+    def score(self, folded: kernel.Words, firsts: Floats, starts: NDArray[np.int64]) -> Floats:
+        """Return the scores, float32 [n], of n rows of r requests by bit vectors.
 
-        starts: int64 [r + 1], where each request's rows begin, one at least. folded: uint64 [n, T], what `fold` says of the rows. Raises
-        BundleError when F is not the model's number of columns.
+        folded: uint64 [n, T or more], what `fold` says of the rows; more is not looked at. firsts: float32 [r, F], a row a request, NaN is
+        missing. starts: int64 [r + 1], where each request's rows begin. Raises BundleError when F is not the model's number of columns.
         """
-        if self._ensemble is None or folded is None:
-            return self.by_runtime(matrix)
-        self._check(matrix)
-        shared = kernel.fold(self._ensemble, matrix[np.ix_(starts[:-1], self._shared)], self._shared)
-        return kernel.score(self._ensemble, folded, shared, starts)
+        assert self._ensemble is not None, "it folds nothing"
+        self._check(firsts)
+        return kernel.score(self._ensemble, folded, kernel.fold(self._ensemble, firsts[:, self._shared], self._shared), starts)
 
     def by_runtime(self, matrix: Floats) -> Floats:
         """As `score`, by ONNX Runtime; a row's score does not depend on the rows beside it."""

@@ -82,6 +82,8 @@ class Lake:
                         raise LogError(_out_of_order(uri, partition, first, start))
                     yield Batch(Source(topic.name, partition), records, start)
                     following[partition] = int(records.spans.offset[-1]) + 1
+                # Else this day would be held while the next one is read.
+                del rows
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.aggregates import CLICKS, DWELL_COUNT, DWELL_SUM_MS, IMPRESSIONS, ITEM, MODEL, PERSONALIZATION, USER, Tiles
+from schemas.columnar import counted
 from schemas.errors import SettingsError
 from schemas.windows import DAY_MS, DAYS_7, DAYS_30, HOUR_1, HOUR_MS, HOURS_24, Window
 
@@ -25,6 +26,7 @@ REQUEST = "request"
 #: click lead every slate; with more, a new item needs a day to show what it is.
 CTR_PRIOR_IMPRESSIONS = 20
 CTR_PRIOR = 0.05
+CTR_PRIOR_COUNTS = (CTR_PRIOR * CTR_PRIOR_IMPRESSIONS, CTR_PRIOR_IMPRESSIONS)
 
 Floats = NDArray[np.float32]
 
@@ -76,33 +78,20 @@ class Moment:
 
 
 def _ctr(_: Feature, at: Moment) -> Floats:
-    prior = CTR_PRIOR * CTR_PRIOR_IMPRESSIONS
-    return ((at.count(CLICKS) + prior) / (at.count(IMPRESSIONS) + CTR_PRIOR_IMPRESSIONS)).astype(np.float32)
+    return ((at.count(CLICKS) + CTR_PRIOR_COUNTS[0]) / (at.count(IMPRESSIONS) + CTR_PRIOR_COUNTS[1])).astype(np.float32)
 
 
 #: Formula by name: what a feature computes from what its record says, float32 [n]. A formula is never changed, only added:
 #: its name is part of the fingerprint.
 FORMULAS: dict[str, Callable[[Feature, Moment], Floats]] = {
     "ctr": _ctr,
-    "dwell_avg_s": lambda _, at: _ratio(at.count(DWELL_SUM_MS) / 1000, at.count(DWELL_COUNT)),
-    "dwell_per_impression_s": lambda _, at: _ratio(at.count(DWELL_SUM_MS) / 1000, at.count(IMPRESSIONS)),
+    "dwell_avg_s": lambda _, at: counted.ratio(at.count(DWELL_SUM_MS) / 1000, at.count(DWELL_COUNT)),
+    "dwell_per_impression_s": lambda _, at: counted.ratio(at.count(DWELL_SUM_MS) / 1000, at.count(IMPRESSIONS)),
     "impressions": lambda _, at: at.count(IMPRESSIONS).astype(np.float32),
     "number": lambda feature, at: at.static(feature).astype(np.float32),
-    "age_days": lambda feature, at: _since(at.static(feature), at.as_of_ms, DAY_MS),
-    "idle_hours": lambda _, at: _since(at.tiles.last_active_ms, at.as_of_ms, HOUR_MS),
+    "age_days": lambda feature, at: counted.since(at.static(feature), at.as_of_ms, DAY_MS),
+    "idle_hours": lambda _, at: counted.since(at.tiles.last_active_ms, at.as_of_ms, HOUR_MS),
 }
-
-
-def _ratio(above: NDArray[np.float64], below: NDArray[np.int64]) -> Floats:
-    """The quotient, NaN where nothing was counted."""
-    found: NDArray[np.float64] = np.divide(above, below, out=np.full(len(above), np.nan), where=below > 0)
-    return found.astype(np.float32)
-
-
-def _since(then_ms: NDArray[np.generic], as_of_ms: int | NDArray[np.int64], unit_ms: int) -> Floats:
-    """Time since then in units, never negative, NaN where then is 0 (missing)."""
-    then = then_ms.astype(np.int64)
-    return np.where(then == 0, np.nan, np.maximum(as_of_ms - then, 0) / unit_ms).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -186,8 +175,15 @@ class Registry:
         """
         if kind == USER:
             tiles = tiles.without(np.flatnonzero(~tiles.is_personalized))
-        found = [self.column(self.ranking[place], tiles, as_of_ms) for place in self.places[kind]]
-        return np.stack(found, axis=1) if found else np.empty((len(tiles.known), 0), np.float32)
+        plan, found = self._plans[kind], np.empty((len(tiles.known), len(self.places[kind])), np.float32)
+        counted.fill(plan, tiles, np.full(len(found), as_of_ms, np.int64), CTR_PRIOR_COUNTS, found)
+        for column in plan.others:
+            found[:, column] = self.column(self.ranking[self.places[kind][column]], tiles, as_of_ms)
+        return found
+
+    @cached_property
+    def _plans(self) -> dict[str, counted.Plan]:
+        return {kind: counted.plan([self.ranking[place] for place in found], self.windows(kind)) for kind, found in self.places.items()}
 
     def context_row(self, context: Mapping[str, str]) -> Floats:
         """The columns of a request, float32 [features]: its own signals."""

@@ -166,7 +166,7 @@ class RankResponse(Named, kw_only=True, frozen=True):
     tenant: str = ""
 
 
-class ServedItem(Struct, kw_only=True, frozen=True):
+class ServedItem(Struct, kw_only=True, frozen=True, gc=False):
     """One returned item with the packed little-endian float32 vector that was scored; empty where nothing was."""
 
     item_id: str

@@ -11,7 +11,7 @@ import msgspec
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
 from benchmarks.rank.generator import ROUND_S, Client, Said, Task
-from ranker.kafka import CORRELATION_ID
+from ranker.fronts.records import CORRELATION_ID
 from schemas import codec
 from schemas.errors import MillstreamError
 from schemas.proto.millstream.v1 import rank_pb2

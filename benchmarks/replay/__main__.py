@@ -1,22 +1,25 @@
-"""`python -m benchmarks.replay`: how fast two weeks of history become a new generation, from the lake and from Kafka."""
+"""`python -m benchmarks.replay`: how fast two weeks of history become a new generation, are compared with one, and become rows."""
 
 import argparse
+import asyncio
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from benchmarks import log, machine, results
-from benchmarks.replay import history, rebuilt
+from benchmarks.replay import compared, history, rebuilt, slates
 from benchmarks.replay.rebuilt import Run
 from benchmarks.stack import Stack, running
 
 NOTES = (
     "Under test is one `millstream replay rebuild` on one core; Kafka, the store and the benchmark itself share the other cores.",
     "Warm-up (imports, loading of compiled code, joining the group) ends with the first applied batch; `seconds` has it, events/s not.",
+    "per_s: entities that parity compares, rows that are written; their `seconds` are the verb's own, without imports.",
     "Every rebuild begins with an emptied store and is checked: all windows of all entities equal a count of the feed by numpy.",
 )
-COLUMNS = ("events_per_s", "worker_us_per_event", "store_us_per_event", "touched_entities_per_event", "rss_mb_max", "seconds")
+COLUMNS = ("events_per_s", "worker_us_per_event", "store_us_per_event", "touched_entities_per_event", "per_s", "rss_mb_max", "seconds")
 
 
 class Bench:
@@ -52,7 +55,26 @@ def kafka(bench: Bench) -> None:
     bench.add(f"Kafka, {len(feed):,} events", Run(feed, "kafka", prefix, "", bench.worker_cores))
 
 
-PARTS: dict[str, Callable[[Bench], None]] = {"lake": lake, "kafka": kafka}
+def parity(bench: Bench) -> None:
+    """Two generations of a million users and their items."""
+    prefix, users = log.create(bench.stack.kafka_bootstrap, "parity"), bench.arguments.users
+    asyncio.run(compared.fill(bench.stack, users, bench.arguments.seed))
+    title = f"parity, {users + users // 10:,} entities"
+    once = partial(compared.measure, bench.stack, prefix, bench.worker_cores, users)
+    bench.rows[title] = results.repeated(title, bench.arguments.runs, once, "per_s")
+
+
+def rows(bench: Bench) -> None:
+    """Training rows of what was served, and recomputed ones."""
+    prefix, requests = log.create(bench.stack.kafka_bootstrap, "rows"), bench.arguments.requests
+    slates.send(bench.stack, prefix, requests, bench.arguments.seed)
+    for vectors in ("telemetry", "recomputed"):
+        title = f"rows, {vectors}, {requests:,} requests"
+        once = partial(slates.measure, bench.stack, prefix, bench.worker_cores, vectors)
+        bench.rows[title] = results.repeated(title, bench.arguments.runs, once, "per_s")
+
+
+PARTS: dict[str, Callable[[Bench], None]] = {"lake": lake, "kafka": kafka, "parity": parity, "rows": rows}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = results.parser(__doc__ or "")
     flags.add_argument("--events", type=int, default=20_000_000, help="of the history in the lake (default: %(default)s)")
     flags.add_argument("--kafka-events", type=int, default=4_000_000, help="of the one in Kafka (default: %(default)s)")
+    flags.add_argument("--users", type=int, default=1_000_000, help="of each generation that parity compares (default: %(default)s)")
+    flags.add_argument("--requests", type=int, default=50_000, help="whose slates become rows (default: %(default)s)")
     flags.add_argument("--only", choices=PARTS, action="append", help="a part; may be given more than once (default: all)")
     arguments = flags.parse_args(argv)
     worker_cores, server_cores = machine.cores()

@@ -101,7 +101,9 @@ async def _rollback(settings: Settings, store: OnlineStore, arguments: argparse.
     pointer, known = await _pointer(store), await store.generations()
     before = pointer.previous
     if before is None:
-        raise GenerationError(f"{pointer.name} was current from the beginning: there is none to go back to.")
+        raise GenerationError(
+            f"{pointer.name} was current from the beginning: there is none to go back to. `millstream replay cutover` goes to another."
+        )
     generation = _known(known, before.name)
     wanted = msgspec.structs.replace(before, previous=msgspec.structs.replace(pointer, previous=None))
     _, faults = _bundle(settings, pointer, generation)

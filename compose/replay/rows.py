@@ -1,6 +1,7 @@
 """`millstream replay rows`: what was served and what came of it, as training rows in a Parquet file."""
 
 import argparse
+import gc
 import sys
 import time
 from pathlib import Path
@@ -25,9 +26,14 @@ ARGUMENTS: tuple[tuple[str, dict[str, Any]], ...] = (
     sources.ARGUMENT,
 )
 
+#: Objects made and not freed before a search for cycles begins. A log's records have none, and usual (700) is a walk through them every few
+#: batches: a third of all the time. More would let what a library leaves behind pile up.
+GARBAGE_THRESHOLD = 50_000
+
 
 def rows(settings: Settings, arguments: argparse.Namespace) -> dict[str, Any]:
     """Write a row for each served item that somebody saw."""
+    gc.set_threshold(GARBAGE_THRESHOLD)
     from replay.served.training import Made, groups, write  # noqa: PLC0415  # pyarrow is 40 MB: other verbs do without
 
     started_s = time.monotonic()

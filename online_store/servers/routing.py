@@ -89,8 +89,10 @@ class Servers:
         batches: dict[Route, list[int]] = defaultdict(list)
         for place, route in routes.items():
             batches[route].append(place)
-        asked = (self._batch(route, [commands[place].packed for place in places], script) for route, places in batches.items())
-        for places, found in zip(batches.values(), await asyncio.gather(*asked), strict=True):
+        asked = [self._batch(route, [commands[place].packed for place in places], script) for route, places in batches.items()]
+        # Gathering makes a task of each: where there is one node, that took as long as the rest of this.
+        answered = [await asked[0]] if len(asked) == 1 else await asyncio.gather(*asked)
+        for places, found in zip(batches.values(), answered, strict=True):
             for place, answer in zip(places, found, strict=True):
                 answers[place] = answer
 

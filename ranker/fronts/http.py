@@ -32,6 +32,9 @@ from schemas.records import ID_BYTES_MAX, TS_MS_MAX, RankRequest, RankResponse
 from schemas.topics import RANK_RESPONSES
 
 JSON = b"application/json"
+#: How long a request is ranked before it is looked whether its client is still there (seconds): most are answered by then, and looking
+#: takes a task. Longer, and more is ranked for nobody.
+WATCHED_AFTER_S = 0.005
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
@@ -76,10 +79,10 @@ class HttpFront:
 
     async def _answer(self, scope: Scope, receive: Receive) -> Reply:
         path = _path(scope)
-        found = [(wanted, match, handle) for wanted, pattern, handle in self._routes if (match := pattern.fullmatch(path))]
-        if not found:
+        found = next(((wanted, match, handle) for wanted, pattern, handle in self._routes if (match := pattern.fullmatch(path))), None)
+        if found is None:
             raise Problem(HTTPStatus.NOT_FOUND, f"there is no {path}: /openapi.json says what there is")
-        wanted, match, handle = found[0]
+        wanted, match, handle = found
         # The server leaves the body of an answer to HEAD out.
         taken = ("GET", "HEAD") if wanted == "GET" else (wanted,)
         if scope["method"] not in taken:
@@ -113,23 +116,29 @@ class HttpFront:
     @staticmethod
     async def _unless_gone(receive: Receive, answering: Awaitable[Answer]) -> Answer:
         """The answer; it is cancelled where the client leaves first, and raises Problem for nobody to read."""
-        asking = asyncio.current_task()
+        asking, leaving = asyncio.current_task(), None
         assert asking is not None
 
         def give_up(_: object) -> None:
             asking.cancel()
 
-        leaving = asyncio.ensure_future(receive())
-        leaving.add_done_callback(give_up)
+        def watch() -> None:
+            nonlocal leaving
+            leaving = asyncio.ensure_future(receive())
+            leaving.add_done_callback(give_up)
+
+        timer = asyncio.get_running_loop().call_later(WATCHED_AFTER_S, watch)
         try:
             return await answering
         except asyncio.CancelledError:
-            if not leaving.done() or asking.uncancel():
+            if leaving is None or not leaving.done() or asking.uncancel():
                 raise
             raise Problem(HTTPStatus.BAD_REQUEST, "the client left before its answer was here") from None
         finally:
-            leaving.remove_done_callback(give_up)
-            leaving.cancel()
+            timer.cancel()
+            if leaving is not None:
+                leaving.remove_done_callback(give_up)
+                leaving.cancel()
 
     async def _explain(self, scope: Scope, _: Receive) -> Reply:
         """What POST /v1/rank would answer, and why, with its body as a query: lists are repeated, `context.tab` is one of the context."""

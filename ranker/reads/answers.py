@@ -4,7 +4,7 @@ import asyncio
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from online_store.store import OnlineStore
@@ -32,23 +32,35 @@ class Call:
     """A request under way.
 
     received_s, deadline_s: time.perf_counter(). reserve_s: how long before its deadline it falls back. timer: of what happens at the
-    latest. ours: its answer, while it is being kept. callers: who waits. served: what it is ranked by. is_read: whether its read has
-    begun; is_settled: whether its slate is there; is_told: whether somebody has its telemetry.
+    latest. ours: its answer, while it is being kept. waiting: who waits for it, a future each. served: what it is ranked by. is_read:
+    whether its read has begun; is_settled: whether its slate is there; is_told: whether somebody has its telemetry.
     """
 
     asked: Asked
     key: bytes
     received_s: float
-    done: asyncio.Future[Answer]
+    waiting: list[asyncio.Future[Answer]] = field(default_factory=list)
     deadline_s: float = math.inf
     reserve_s: float = 0.0
     timer: asyncio.TimerHandle | None = None
     ours: Answer | None = None
-    callers: int = 0
     served: Served | None = None
     is_read: bool = False
     is_settled: bool = False
+    is_answered: bool = False
     is_told: bool = False
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for it still."""
+        return not all(future.done() for future in self.waiting)
+
+    def answer(self, answer: Answer) -> None:
+        """Tell all who wait."""
+        self.is_answered = True
+        for future in self.waiting:
+            if not future.done():
+                future.set_result(answer)
 
     def settle(self) -> None:
         """Nothing else will be its answer."""

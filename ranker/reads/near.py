@@ -2,108 +2,199 @@
 
 An entry holds for NEAR_MS: against the clock, for what the store says may have changed, and against the moment that a request asks about,
 for windows and ages move on. Past that it only serves while the store is away.
+
+A name's hash says in which set of WAYS places an entry may stand; a compiled loop compares names there, so a request makes no object for a
+candidate that is near.
 """
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.columnar.words import Buffer, hash64
+from schemas.records import ID_BYTES_MAX
+
 Ints = NDArray[np.int64]
+#: n items, one row each: an array of a structured dtype. What stands in it, ranker/reads/reader.py says.
+Rows = NDArray[Any]
 
 #: How old an entry may be that is served as if it were read now (milliseconds). Longer saves reads of the store; shorter shows a removed
 #: item, or a click, sooner.
 NEAR_MS = 500
-#: Entries (some 400 bytes each with the default registry, and 8 a tree of the model). With fewer than the items in demand the store is
-#: read for each of them again.
-NEAR_COUNT_MAX = 100_000
+#: Entries (some 400 bytes each with the default registry, and 8 a tree of the model), a power of two. With fewer than the items in demand
+#: the store is read for each of them again.
+NEAR_COUNT_MAX = 131_072
+#: Places that share a hash. With fewer, popular items push one another out; more take longer to look through.
+WAYS = 8
 #: How old an entry may be that is served while the store is away (milliseconds): older than a quarter of an hour, popularity says as much.
 STALE_MS_MAX = 900_000
 NOWHERE = -1
+#: The age of what is not here (milliseconds).
+NEVER = 2**62
+#: Room for a tenant, a colon and an id at their longest, in whole words: behind it the row is where its numbers may be.
+NAME_BYTES_MAX = 2 * ID_BYTES_MAX + 8
+#: What stands in an entry's head: when it was read, as of when, and how long its name is.
+READ_MS, AS_OF_MS, NAME_BYTES = range(3)
+#: Numbers of a head; a power of two, so that none lies in two lines of the processor's cache.
+HEAD = 4
+SEED = np.uint64(0)
 
 
-@dataclass(slots=True)
-class Columns:
-    """n items. vectors: float32 [n, item features], as scored. facts: whatever else a slate wants, one array [n, ...] a name."""
+class Names(NamedTuple):
+    """n items by name, tenant:id each. text: all names; starts: int64 [n + 1], where each begins."""
 
-    vectors: NDArray[np.float32]
-    facts: dict[str, NDArray[Any]]
+    text: bytes
+    starts: Ints
 
-    def __len__(self) -> int:
-        return len(self.vectors)
-
-    def take(self, places: Ints) -> "Columns":
+    def of(self, rows: Ints) -> list[bytes]:
         """Some of them."""
-        return Columns(self.vectors[places], {name: column[places] for name, column in self.facts.items()})
+        return [self.text[begin:end] for begin, end in zip(self.starts[rows].tolist(), self.starts[rows + 1].tolist(), strict=True)]
 
 
-@dataclass(slots=True)
+def names_of(asked: Iterable[tuple[str, Sequence[str]]]) -> Names:
+    """The names of several tenants' items, in their order. asked: (tenant, item_ids)."""
+    heads = [(f"{tenant}:", item_ids) for tenant, item_ids in asked]
+    text = "".join([head.join(("", *item_ids)) for head, item_ids in heads])
+    lengths = np.fromiter(map(len, itertools.chain.from_iterable(item_ids for _, item_ids in heads)), np.int64)
+    lengths += np.repeat([len(head) for head, _ in heads], [len(item_ids) for _, item_ids in heads])
+    if not text.isascii():
+        lengths = np.array([len(f"{head}{item_id}".encode()) for head, item_ids in heads for item_id in item_ids], np.int64)
+    return Names(text.encode(), np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths))))
+
+
 class Near:
-    """At most `count_max` items; the ones that came first go first."""
+    """At most `count_max` items; of those that share a set the ones that were read first go first."""
 
-    count_max: int = NEAR_COUNT_MAX
-    #: By tenant, then by item: a lookup by both at once would make a tuple for each candidate.
-    _places: dict[str, dict[str, int]] = field(default_factory=dict)
-    _ids: list[tuple[str, str]] = field(default_factory=list)
-    _next: int = 0
-    _columns: Columns | None = None
-    _read_ms: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-    _as_of_ms: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    def __init__(self, dtype: np.dtype[Any], count_max: int = NEAR_COUNT_MAX) -> None:
+        """Nothing is here. dtype: of the rows."""
+        #: A name's hash; what says how old an entry is and how long its name, 0 where nothing is; the name, and behind it the row.
+        self._hashes = np.zeros(count_max, np.uint64)
+        self._heads = np.zeros((count_max, HEAD), np.int64)
+        self._bodies = np.zeros((count_max, NAME_BYTES_MAX + dtype.itemsize), np.uint8)
 
-    def __len__(self) -> int:
-        return len(self._ids)
+    def take(self, names: Names, now_ms: int, as_of_ms: Ints, age_ms_max: int, rows: Rows) -> Ints:
+        """Fill the rows [n] of entries that are here and no older than that; other rows stay as they are.
 
-    def find(self, tenant: str, item_ids: Sequence[str]) -> Ints:
-        """Where items stand, int64 [n], NOWHERE for those that are not here; holds until the next `put`."""
-        return np.fromiter(map(self._places.get(tenant, {}).get, item_ids, itertools.repeat(NOWHERE)), np.int64, len(item_ids))
+        Returns how old entries are, by the clock or against each one's moment, whichever is more: int64 [n], NEVER for what is not here.
+        now_ms: of one clock. as_of_ms: int64 [n].
+        """
+        ages = np.empty(len(rows), np.int64)
+        _take(
+            np.frombuffer(names.text, np.uint8),
+            names.starts,
+            self._hashes,
+            self._heads,
+            self._bodies,
+            now_ms,
+            as_of_ms,
+            age_ms_max,
+            ages,
+            _raw(rows),
+        )
+        return ages
 
-    def ages(self, places: Ints, now_ms: float, as_of_ms: Ints) -> NDArray[np.float64]:
-        """How old entries are, by the clock or against each one's moment, whichever is more: float64 [n], infinite for NOWHERE."""
-        if not len(self):
-            return np.full(len(places), np.inf)
-        ages = np.maximum(now_ms - self._read_ms[places], np.abs(as_of_ms - self._as_of_ms[places]))
-        return np.where(places == NOWHERE, np.inf, ages)
+    def put(self, names: Names, of: Ints, rows: Rows, now_ms: int, as_of_ms: Ints) -> None:
+        """Keep what was read of some of the names. of: int64 [n], which; rows [n]; now_ms: by the clock of `take`; as_of_ms: int64 [n]."""
+        text = np.frombuffer(names.text, np.uint8)
+        _put(text, names.starts, of, self._hashes, self._heads, self._bodies, now_ms, as_of_ms, _raw(rows))
 
-    def take(self, places: Ints) -> Columns:
-        """What entries hold. places: of entries that are here."""
-        assert self._columns is not None, "nothing was put here"
-        return self._columns.take(places)
 
-    def put(self, ids: Sequence[tuple[str, str]], columns: Columns, now_ms: float, as_of_ms: Ints) -> None:
-        """Keep what was read. ids: (tenant, item_id) [n]; now_ms: by the clock of `ages`; as_of_ms: int64 [n]."""
-        if self._columns is None:
-            self._begin(columns)
-        assert self._columns is not None
-        places = np.fromiter(map(self._place, ids), np.int64, len(ids))
-        self._columns.vectors[places] = columns.vectors
-        for name, column in columns.facts.items():
-            self._columns.facts[name][places] = column
-        self._read_ms[places], self._as_of_ms[places] = now_ms, as_of_ms
+def _raw(rows: Rows) -> NDArray[np.uint8]:
+    return rows.view(np.uint8).reshape(len(rows), rows.dtype.itemsize)
 
-    def _begin(self, columns: Columns) -> None:
-        def room(like: NDArray[Any]) -> NDArray[Any]:
-            return np.zeros((self.count_max, *like.shape[1:]), like.dtype)
 
-        self._columns = Columns(room(columns.vectors), {name: room(column) for name, column in columns.facts.items()})
-        self._read_ms, self._as_of_ms = np.zeros(self.count_max), np.zeros(self.count_max, np.int64)
+@numba.njit(cache=True, nogil=True)
+def _take(  # noqa: PLR0913  # compiled functions take arrays, not objects
+    text: Buffer,
+    starts: Ints,
+    hashes: NDArray[np.uint64],
+    heads: Ints,
+    bodies: NDArray[np.uint8],
+    now_ms: int,
+    as_of_ms: Ints,
+    age_ms_max: int,
+    ages: Ints,
+    rows: NDArray[np.uint8],
+) -> None:
+    places = np.empty(len(rows), np.int64)
+    # All hashes first: where they stand in memory is then fetched for many at once.
+    for row in range(len(rows)):
+        places[row] = _place(hash64(text, starts[row], starts[row + 1] - starts[row], SEED), hashes)
+    for row in range(len(rows)):
+        place, begin, length = places[row], starts[row], starts[row + 1] - starts[row]
+        ages[row] = NEVER
+        if place == NOWHERE or not _is_named(bodies[place], heads[place, NAME_BYTES], text, begin, length):
+            continue
+        ages[row] = max(now_ms - heads[place, READ_MS], abs(as_of_ms[row] - heads[place, AS_OF_MS]))
+        if ages[row] <= age_ms_max:
+            for at in range(rows.shape[1]):
+                rows[row, at] = bodies[place, NAME_BYTES_MAX + at]
 
-    def _place(self, of: tuple[str, str]) -> int:
-        tenant, item_id = of
-        place = self._places.get(tenant, {}).get(item_id, NOWHERE)
-        if place != NOWHERE:
+
+@numba.njit(cache=True, nogil=True)
+def _put(  # noqa: PLR0913  # as above
+    text: Buffer,
+    starts: Ints,
+    of: Ints,
+    hashes: NDArray[np.uint64],
+    heads: Ints,
+    bodies: NDArray[np.uint8],
+    now_ms: int,
+    as_of_ms: Ints,
+    rows: NDArray[np.uint8],
+) -> None:
+    for row in range(len(rows)):
+        begin, length = starts[of[row]], starts[of[row] + 1] - starts[of[row]]
+        value = hash64(text, begin, length, SEED)
+        place = _place(value, hashes)
+        if place == NOWHERE:
+            place = _oldest(_first(value, len(hashes)), heads)
+        hashes[place] = value
+        heads[place, READ_MS], heads[place, AS_OF_MS], heads[place, NAME_BYTES] = now_ms, as_of_ms[row], length
+        for at in range(length):
+            bodies[place, at] = text[begin + at]
+        for at in range(rows.shape[1]):
+            bodies[place, NAME_BYTES_MAX + at] = rows[row, at]
+
+
+@numba.njit(cache=True, inline="always")
+def _first(value: np.uint64, count: int) -> int:
+    """Where the set of a hash begins."""
+    first: int = np.int64(value & np.uint64(count - 1)) & -WAYS  # type: ignore[assignment]  # an int where it is compiled
+    return first
+
+
+@numba.njit(cache=True, inline="always")
+def _place(value: np.uint64, hashes: NDArray[np.uint64]) -> int:
+    """Where an entry of this hash stands, or NOWHERE; two names of one hash would take each other's place."""
+    first = _first(value, len(hashes))
+    for place in range(first, first + WAYS):
+        if hashes[place] == value:
             return place
-        place = self._next
-        self._next = (place + 1) % self.count_max
-        if place < len(self._ids):
-            old_tenant, old_id = self._ids[place]
-            del self._places[old_tenant][old_id]
-            if not self._places[old_tenant]:
-                del self._places[old_tenant]
-            self._ids[place] = of
-        else:
-            self._ids.append(of)
-        self._places.setdefault(tenant, {})[item_id] = place
-        return place
+    return NOWHERE
+
+
+@numba.njit(cache=True, inline="always")
+def _is_named(body: NDArray[np.uint8], size: int, text: Buffer, begin: int, length: int) -> bool:
+    if size != length:
+        return False
+    for at in range(length):  # noqa: SIM110  # numba compiles no all(...)
+        if body[at] != text[begin + at]:
+            return False
+    return True
+
+
+@numba.njit(cache=True, inline="always")
+def _oldest(first: int, heads: Ints) -> int:
+    """Of a set, the first place where nothing is, else the one that was read first."""
+    oldest = first
+    for place in range(first, first + WAYS):
+        if heads[place, NAME_BYTES] == 0:
+            return place
+        if heads[place, READ_MS] < heads[oldest, READ_MS]:
+            oldest = place
+    return oldest

@@ -5,15 +5,16 @@ when the next begins, so that nothing is being read twice.
 """
 
 import asyncio
+import itertools
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from online_store.keys import Entity, Generation, record_key
+from online_store.keys import Generation, entity_named, record_keys
 from online_store.reading import read
 from online_store.record import layouts
 from online_store.snapshot.file import Snapshot
@@ -22,7 +23,7 @@ from ranker import encode, metrics
 from ranker.budgets import Budgets
 from ranker.reads.backfill import Backfill
 from ranker.reads.breaker import Breaker
-from ranker.reads.near import NEAR_MS, NOWHERE, STALE_MS_MAX, Columns, Near
+from ranker.reads.near import NEAR_MS, NEVER, STALE_MS_MAX, Near, Rows, names_of
 from ranker.slate.slate import Viewer
 from schemas.aggregates import IMPRESSIONS, ITEM, USER, Tiles
 from schemas.errors import StoreAwayError
@@ -38,10 +39,8 @@ LATE = 2
 NOTHING_APPLIED = encode.offsets({})
 
 Ints = NDArray[np.int64]
-#: The fact that is what the model made of an item's features.
-FOLDED = "folded"
-#: (tenant, item_id, which stretch of NEAR_MS its moment lies in).
-Wanted = tuple[str, str, int]
+#: What stands in an item's row besides facts: what the model made of its features, which comes first, and the features.
+FOLDED, VECTOR = "folded", "vector"
 
 
 class Asked(NamedTuple):
@@ -54,19 +53,25 @@ class Asked(NamedTuple):
 class Read(NamedTuple):
     """What n candidates of r requests say, request by request.
 
-    items: of the candidates; starts: int64 [r + 1], where each request's begin. users: float32 [r, user features]; viewers: who they are.
-    stale_ms: float64 [r], how old the oldest of a request's entries was that came from the near cache. new_ids: items that were read for
-    this; new: what they say. applied: encoded offsets, what stands before them is in all of this.
+    items: of the candidates: FOLDED, where the model folds, VECTOR, and the facts that a slate wants. starts: int64 [r + 1], where each
+    request's begin. users: float32 [r, user features]; viewers: who they are. stale_ms: int64 [r], how old the oldest of a request's
+    entries was that came from the near cache. new_ids: items that were read for this; new: what they say. applied: encoded
+    offsets, what stands before them is in all of this.
     """
 
-    items: Columns
+    items: Rows
     starts: Ints
     users: NDArray[np.float32]
     viewers: list[Viewer]
-    stale_ms: NDArray[np.float64]
+    stale_ms: Ints
     new_ids: list[str]
-    new: Columns
+    new: Rows
     applied: bytes = NOTHING_APPLIED
+
+    @property
+    def words(self) -> NDArray[np.uint64]:
+        """What the model made of the candidates, uint64 [n, T or more]: rows as they lie in memory, for FOLDED comes first."""
+        return self.items.view(np.uint64).reshape(len(self.items), self.items.dtype.itemsize // 8)
 
 
 class Reader:
@@ -91,26 +96,40 @@ class Reader:
         self._budgets = budgets
         self._registry = registry
         self._layouts = layouts(registry)
-        self._near = Near()
         self._applied = self._applied_before = NOTHING_APPLIED
         self._breaker = Breaker()
         self._backfill = None if snapshot is None else Backfill(snapshot, registry, budgets.backfill_ms)
-        self._unknown = self.columns(read(self._layouts[ITEM], [None], 0), np.zeros(1, np.int64))
+        said = self._said(read(self._layouts[ITEM], [None], 0), np.zeros(1, np.int64))
+        fields: list[Any] = [(name, column.dtype, column.shape[1:]) for name, column in said.items()]
+        self._unknown = np.zeros(1, np.dtype(fields, align=True))
+        self._fill(self._unknown, said)
+        self._near = Near(self._unknown.dtype)
         self._nobody = registry.columns(USER, read(self._layouts[USER], [None], 0), 0)[0]
 
-    def columns(self, tiles: Tiles, as_of_ms: Ints) -> Columns:
+    def rows(self, tiles: Tiles, as_of_ms: Ints) -> Rows:
         """Items as they are scored and ordered."""
-        said = {**tiles.statics, "removed": tiles.removed}
-        if tiles.counts.shape[1]:
-            said["impressions"] = tiles.counts[:, -1, IMPRESSIONS]
-        facts = {name: said[name] for name in self._facts if name in said}
+        found = np.zeros(len(tiles.known), self._unknown.dtype)
+        self._fill(found, self._said(tiles, as_of_ms))
+        return found
+
+    @staticmethod
+    def _fill(rows: Rows, said: Mapping[str, NDArray[Any]]) -> None:
+        for name, column in said.items():
+            rows[name] = column
+
+    def _said(self, tiles: Tiles, as_of_ms: Ints) -> dict[str, NDArray[Any]]:
+        """What stands in rows, by name, one array [n, ...] each."""
         vectors = self._registry.columns(ITEM, tiles, as_of_ms)
         folded = self._fold(vectors)
-        return Columns(vectors, facts if folded is None else facts | {FOLDED: folded})
+        facts: dict[str, NDArray[Any]] = {**tiles.statics, "removed": tiles.removed}
+        if tiles.counts.shape[1]:
+            facts["impressions"] = tiles.counts[:, -1, IMPRESSIONS]
+        said = {VECTOR: vectors} | {name: facts[name] for name in self._facts if name in facts}
+        return said if folded is None else {FOLDED: folded} | said
 
     def forget(self) -> None:
         """Another generation is current. What is being read of the one before is not kept either."""
-        self._near = Near()
+        self._near = Near(self._unknown.dtype)
         self._applied = self._applied_before = NOTHING_APPLIED
 
     async def look(self, generation: Generation) -> None:
@@ -134,7 +153,7 @@ class Reader:
         if not self._breaker.allows(now_s):
             raise StoreAwayError(f"the store failed {self._breaker.failures} times in a row and is left alone for a while")
         try:
-            found = await self._read(generation, batch, now_s * 1000)
+            found = await self._read(generation, batch, int(now_s * 1000))
         except TimeoutError:
             metrics.OVER_BUDGET.labels("store").inc()
             if time.monotonic() - now_s < LATE * budget_s:
@@ -152,75 +171,64 @@ class Reader:
 
     def stale(self, asked: Asked) -> Read | None:
         """What is known of a request's candidates without the store; None where it is of less than half of them."""
-        places, ages = self._standing([asked], time.monotonic() * 1000)
+        items, ages = self._known(asked, STALE_MS_MAX)
         known = ages <= STALE_MS_MAX
-        if 2 * known.sum() < len(places):
-            return None
-        return self._alone(self._known(places, known), ages[known].max(keepdims=True))
+        return None if 2 * known.sum() < len(items) else self._alone(items, ages[known].max(keepdims=True))
 
     def unknown(self, count: int) -> Read:
         """What is known of nobody's request for so many items that nobody saw."""
-        return self._alone(self._unknown.take(np.zeros(count, np.int64)), np.zeros(1))
+        return self._alone(np.repeat(self._unknown, count), np.zeros(1, np.int64))
 
-    def _alone(self, items: Columns, stale_ms: NDArray[np.float64]) -> Read:
+    def _alone(self, items: Rows, stale_ms: Ints) -> Read:
         """One request, of nobody, for which nothing was read."""
         starts = np.array([0, len(items)], np.int64)
-        return Read(items, starts, self._nobody[None, :], [Viewer()], stale_ms, [], self._unknown.take(starts[:0]))
+        return Read(items, starts, self._nobody[None, :], [Viewer()], stale_ms, [], self._unknown[:0])
 
-    def remembered(self, asked: Asked) -> Columns:
+    def remembered(self, asked: Asked) -> Rows:
         """What the near cache says of a request's candidates, however old; of others what is said of an unknown item."""
-        places = self._near.find(asked.request.tenant, asked.item_ids)
-        return self._known(places, places != NOWHERE)
+        return self._known(asked, NEVER)[0]
 
-    def _known(self, places: Ints, known: NDArray[np.bool_]) -> Columns:
-        """Items from the near cache, where they are known there."""
-        items = self._unknown.take(np.zeros(len(places), np.int64))
-        if known.any():
-            _put(items, known, self._near.take(places[known]))
-        return items
+    def _known(self, asked: Asked, age_ms_max: int) -> tuple[Rows, Ints]:
+        """A request's candidates from the near cache, and how old they are there; those that are older, or not there, as unknown ones."""
+        items, request = np.repeat(self._unknown, len(asked.item_ids)), asked.request
+        moments = np.full(len(items), request.ts_ms)
+        names = names_of([(request.tenant, asked.item_ids)])
+        return items, self._near.take(names, int(time.monotonic() * 1000), moments, age_ms_max, items)
 
-    async def _read(self, generation: Generation, batch: Sequence[Asked], now_ms: float) -> Read:
-        places, ages = self._standing(batch, now_ms)
-        applied = self._applied_before
+    async def _read(self, generation: Generation, batch: Sequence[Asked], now_ms: int) -> Read:
         starts = np.cumsum([0, *(len(asked.item_ids) for asked in batch)])
-        near = ages <= NEAR_MS
-        items = self._known(places, near)
-        missing = np.flatnonzero(~near)
-        wanted = _wanted(batch, starts, missing)
-        firsts: dict[Wanted, int] = {}
-        for want, ts_ms in wanted:
-            firsts.setdefault(want, ts_ms)
-        users, viewers, found = await self._fetch(generation, batch, firsts, now_ms)
-        if wanted:
-            place_of = {want: place for place, want in enumerate(firsts)}
-            _put(items, missing, found.take(np.array([place_of[want] for want, _ in wanted], np.int64)))
-        stale_ms = np.maximum.reduceat(np.where(near, ages, 0.0), starts[:-1])
-        return Read(items, starts, users, viewers, stale_ms, [item_id for _, item_id, _ in firsts], found, applied)
-
-    def _standing(self, batch: Sequence[Asked], now_ms: float) -> tuple[Ints, NDArray[np.float64]]:
-        """Where all candidates stand in the near cache, and how old they are there."""
-        places = np.concatenate([self._near.find(asked.request.tenant, asked.item_ids) for asked in batch])
-        moments = np.repeat([asked.request.ts_ms for asked in batch], [len(asked.item_ids) for asked in batch])
-        return places, self._near.ages(places, now_ms, moments)
+        moments = np.repeat([asked.request.ts_ms for asked in batch], np.diff(starts))
+        names = names_of([(asked.request.tenant, asked.item_ids) for asked in batch])
+        items, near, applied = np.empty(len(moments), self._unknown.dtype), self._near, self._applied_before
+        ages = near.take(names, now_ms, moments, NEAR_MS, items)
+        missing = np.flatnonzero(ages > NEAR_MS)
+        wanted = list(zip(names.of(missing), (moments[missing] // NEAR_MS).tolist(), strict=True))
+        #: What is read, and where it is wanted first: as of that moment it is read.
+        first: dict[tuple[bytes, int], int] = {}
+        for want, row in zip(wanted, missing.tolist(), strict=True):
+            first.setdefault(want, row)
+        read_for = np.fromiter(first.values(), np.int64, len(first))
+        users, viewers, found = await self._fetch(generation, batch, [name for name, _ in first], moments[read_for])
+        near.put(names, read_for, found, now_ms, moments[read_for])
+        place_of = dict(zip(first, range(len(first)), strict=True))
+        items[missing] = found.take(np.fromiter(map(place_of.__getitem__, wanted), np.int64, len(wanted)))
+        stale_ms = np.maximum.reduceat(np.where(ages > NEAR_MS, 0, ages), starts[:-1])
+        ids = list(itertools.chain.from_iterable(asked.item_ids for asked in batch))
+        return Read(items, starts, users, viewers, stale_ms, [ids[row] for row in first.values()], found, applied)
 
     async def _fetch(
-        self, generation: Generation, batch: Sequence[Asked], wanted: Mapping[Wanted, int], now_ms: float
-    ) -> tuple[NDArray[np.float32], list[Viewer], Columns]:
-        """The users' features, who they are, and what is wanted as of the first moment that it is wanted for, which is near from now on."""
-        users = [Entity(asked.request.tenant, USER, asked.request.user_id) for asked in batch]
-        items = [Entity(tenant, ITEM, item_id) for tenant, item_id, _ in wanted]
-        near = self._near
-        raws = await self._values([record_key(generation, entity) for entity in (*users, *items)])
+        self, generation: Generation, batch: Sequence[Asked], names: Sequence[bytes], as_of_ms: Ints
+    ) -> tuple[NDArray[np.float32], list[Viewer], Rows]:
+        """The users' features, who they are, and what items say, each as of its moment."""
+        users = [f"{asked.request.tenant}:{asked.request.user_id}".encode() for asked in batch]
+        raws = await self._values([*record_keys(generation, USER, users), *record_keys(generation, ITEM, names)])
         of_users, of_items = raws[: len(users)], raws[len(users) :]
         moments = np.array([asked.request.ts_ms for asked in batch], np.int64)
         said = read(self._layouts[USER], of_users, moments)
         known = self._registry.columns(USER, said, moments)
-        moments = np.array(list(wanted.values()), np.int64)
         if self._backfill:
-            await self._backfill.fill(items, of_items, moments)
-        found = self.columns(read(self._layouts[ITEM], of_items, moments), moments)
-        near.put([(tenant, item_id) for tenant, item_id, _ in wanted], found, now_ms, moments)
-        return known, _viewers(said), found
+            await self._backfill.fill([entity_named(ITEM, name) for name in names], of_items, as_of_ms)
+        return known, _viewers(said), self.rows(read(self._layouts[ITEM], of_items, as_of_ms), as_of_ms)
 
     async def _values(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """What stands under keys; asked once more where the connection was lost at once. Raises TimeoutError past the budget."""
@@ -236,21 +244,3 @@ def _viewers(users: Tiles) -> list[Viewer]:
     markets = users.statics.get("market")
     known = [0] * len(users.known) if markets is None else markets.tolist()
     return list(map(Viewer, known, users.is_personalized.tolist()))
-
-
-def _wanted(batch: Sequence[Asked], starts: Ints, missing: Ints) -> list[tuple[Wanted, int]]:
-    """What to read for each candidate that is not near, and as of when. missing: int64 [m], ascending."""
-    found: list[tuple[Wanted, int]] = []
-    ends = np.searchsorted(missing, starts).tolist()
-    for number, asked in enumerate(batch):
-        tenant, ts_ms, first = asked.request.tenant, asked.request.ts_ms, int(starts[number])
-        places = missing[ends[number] : ends[number + 1]].tolist()
-        found += [((tenant, asked.item_ids[place - first], ts_ms // NEAR_MS), ts_ms) for place in places]
-    return found
-
-
-def _put(items: Columns, where: NDArray[np.bool_] | Ints, found: Columns) -> None:
-    """Write what was found over some items."""
-    items.vectors[where] = found.vectors
-    for name, column in found.facts.items():
-        items.facts[name][where] = column

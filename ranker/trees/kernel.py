@@ -36,8 +36,8 @@ def fold(ensemble: Ensemble, columns: Floats, features: Ints) -> Words:
 def score(ensemble: Ensemble, own: Words, shared: Words, starts: Ints) -> Floats:
     """Scores float32 [n] of n rows of r requests.
 
-    own: uint64 [n, T], what each row's own features leave. shared: uint64 [r, T], what those leave that are equal in all rows of a request.
-    starts: int64 [r + 1], where each request's rows begin.
+    own: uint64 [n, T or more], what each row's own features leave; more is not looked at. shared: uint64 [r, T], what those leave that are
+    equal in all rows of a request. starts: int64 [r + 1], where each request's rows begin.
     """
     margins = np.zeros(len(own), np.float32)
     _add_up(own, shared, starts, ensemble.leaves, margins)

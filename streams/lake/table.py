@@ -119,6 +119,7 @@ class Table:
                 self._delta,
                 rows.select(*columns(self.topic)).to_arrow(compat_level=PLAIN),
                 mode="append",
+                schema_mode="merge",  # a column that is new gets into older tables
                 writer_properties=WRITTEN,
                 commit_properties=CommitProperties(app_transactions=written),
             )

@@ -72,5 +72,5 @@ def _order(table: DeltaTable, topic: Topic, today: date) -> None:
         # Optimising takes no transaction of ours: killed in between, these days are put in order once more.
         nothing = pl.DataFrame(schema=columns(topic))
         mark = Transaction(Z_ORDER, (due[-1] - EPOCH).days)
-        write_deltalake(table, nothing, mode="append", commit_properties=CommitProperties(app_transactions=[mark]))
+        write_deltalake(table, nothing, mode="append", schema_mode="merge", commit_properties=CommitProperties(app_transactions=[mark]))
         table.vacuum(dry_run=False, full=True)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import fastavro
 import msgspec
 
-from ranker.kafka import CORRELATION_ID, REPLY_PARTITION, REPLY_TOPIC, TRACE
+from ranker.fronts.records import CORRELATION_ID, REPLY_PARTITION, REPLY_TOPIC, TRACE
 from schemas import avro, codec
 from schemas.records import CANDIDATES_COUNT_MAX, CLOCK_SKEW_MS_MAX, ID_BYTES_MAX, VALUE_BYTES_MAX, RankRequest
 from schemas.topics import StoredRecord

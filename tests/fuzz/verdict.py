@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from ranker.kafka import CORRELATION_ID, REPLY_PARTITION, REPLY_TOPIC, TRACE, decode_request
+from ranker.fronts.records import CORRELATION_ID, REPLY_PARTITION, REPLY_TOPIC, TRACE, decode_request
 from schemas import codec
 from schemas.errors import DecodeError
 from schemas.records import DeadLetter, RankRequest, RankResponse, Reason

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import re
 import threading
 import time
 import urllib.request
@@ -14,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple, Self, cast
 
 import pytest
+import redis
 
 from compose import cli, topics
 from compose.replay.cutover import lags
@@ -83,11 +85,9 @@ class Beside:
 
 
 class World(NamedTuple):
-    """Topics and a store of this test's own, two ingest workers and a ranking one."""
+    """Topics and a store of this test's own, and the settings that name them."""
 
     settings: dict[str, str]
-    ingest: list[Process]
-    serve: Process
 
     @property
     def log(self) -> KafkaLog:
@@ -181,19 +181,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def world(kafka_bootstrap: str, topic_prefix: str, models: Path, tmp_path: Path) -> Iterator[World]:
-    """Everything up, on a log with a past, the first generation current."""
+    """A log with a past, and two generations that have none of it yet, the first one current."""
     topics.create(kafka_bootstrap, topic_prefix, partitions=2)
-    with ExitStack() as stack:
-        _, _, url = stack.enter_context(own_store(tmp_path))
+    with own_store(tmp_path) as (_, _, url):
         settings = {"kafka_bootstrap": kafka_bootstrap, "topic_prefix": topic_prefix, "store_url": url, "http_port": str(free_port())}
-        settings |= {"models_uri": str(models), "state_dir": str(tmp_path / "state"), "group_id": topic_prefix}
-        ingest = IngestSettings(kafka_bootstrap, f"{topic_prefix}-ingest", topic_prefix)
-        workers = [stack.enter_context(ingest_worker(tmp_path, ingest, url)) for _ in range(2)]
-        wait_until(lambda: all(worker.said("ingest is up") for worker in workers))
-        # Wide: on a busy machine a read may take longer than the budget of one, and what falls back here must be a fault of the switch.
-        serve = stack.enter_context(command(tmp_path, "serve", **settings, budgets_ms="total=8000,store=4000"))
-        found = World(settings, workers, serve)
-        wait_until(lambda: serve.said("serve is up"))
+        found = World(settings | {"models_uri": str(models), "state_dir": str(tmp_path / "state"), "group_id": topic_prefix})
         found.feed(2_000, seed=0)
         asyncio.run(register(found))
         yield found
@@ -201,15 +193,36 @@ def world(kafka_bootstrap: str, topic_prefix: str, models: Path, tmp_path: Path)
 
 async def register(world: World) -> None:
     store = world.store()
+    await store.begin(FIRST)
     await store.register(SECOND, GROWN)
     await store.close()
+
+
+class Running(NamedTuple):
+    """Two ingest workers and a ranking one."""
+
+    ingest: list[Process]
+    serve: Process
+
+
+@pytest.fixture
+def running(world: World, tmp_path: Path) -> Iterator[Running]:
+    """All of them up."""
+    settings = world.settings
+    ingest = IngestSettings(settings["kafka_bootstrap"], f"{settings['group_id']}-ingest", settings["topic_prefix"])
+    with ExitStack() as stack:
+        workers = [stack.enter_context(ingest_worker(tmp_path, ingest, settings["store_url"])) for _ in range(2)]
+        # Wide: on a busy machine a read may take longer than the budget of one, and what falls back here must be a fault of the switch.
+        serve = stack.enter_context(command(tmp_path, "serve", **settings, budgets_ms="total=8000,store=4000"))
+        wait_until(lambda: all(worker.said("ingest is up") for worker in workers) and serve.said("serve is up"))
+        yield Running(workers, serve)
 
 
 def made_by(answer: dict[str, Any]) -> tuple[str, str, str]:
     return answer["generation"], answer["feature_version"], answer["model_version"]
 
 
-def test_a_cutover_and_a_rollback_under_traffic_are_not_felt(world: World) -> None:
+def test_a_cutover_and_a_rollback_under_traffic_are_not_felt(world: World, running: Running) -> None:
     """Each answer is a full one and names what it was made with; every record of both generations is right, each dead letter once."""
     answers: list[dict[str, Any]] = []
     seeds = iter(range(1, 1_000_000))
@@ -223,13 +236,13 @@ def test_a_cutover_and_a_rollback_under_traffic_are_not_felt(world: World) -> No
         wait_until(lambda: len(answers) > 100)
         world.parity("g1", "g2")
         codes = [world.replay("cutover", "g2", "--lag-max=1000000")]
-        wait_until(lambda: made_by(answers[-1]) == BY_SECOND, lambda: world.serve.log)
-        wait_until(lambda: all(worker.said("generation g2 is current") for worker in world.ingest))
+        wait_until(lambda: made_by(answers[-1]) == BY_SECOND, lambda: running.serve.log)
+        wait_until(lambda: all(worker.said("generation g2 is current") for worker in running.ingest))
         seen = len(answers)
         wait_until(lambda: len(answers) > seen + 100)
         codes.append(world.replay("rollback", "--lag-max=1000000"))
-        wait_until(lambda: made_by(answers[-1]) == BY_FIRST, lambda: world.serve.log)
-        wait_until(lambda: all(worker.said("generation g1 is current") for worker in world.ingest))
+        wait_until(lambda: made_by(answers[-1]) == BY_FIRST, lambda: running.serve.log)
+        wait_until(lambda: all(worker.said("generation g1 is current") for worker in running.ingest))
         seen = len(answers)
         wait_until(lambda: len(answers) > seen + 100)
     asyncio.run(world.fill(SECOND))
@@ -241,3 +254,107 @@ def test_a_cutover_and_a_rollback_under_traffic_are_not_felt(world: World) -> No
     assert [made for made, _ in groupby(map(made_by, answers))] == [BY_FIRST, BY_SECOND, BY_FIRST]
     assert [asyncio.run(world.differences(generation)) for generation in (FIRST, SECOND)] == [[], []]
     assert (len(letters), len(set(letters))) == (next(seeds), len(letters))
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """What the last verb printed."""
+    found: dict[str, Any] = json.loads("".join(capsys.readouterr()).splitlines()[-1])
+    return found
+
+
+async def pointed(world: World) -> str:
+    """Which generation is current."""
+    store = world.store()
+    current = await store.current()
+    await store.close()
+    return current.name if current else ""
+
+
+def test_a_cutover_that_nothing_speaks_for_is_refused(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Everything that speaks against it is said at once, with its values and what to do; nothing is changed."""
+    bare = World(world.settings | {"models_uri": str(tmp_path / "none")})
+    code = bare.replay("cutover", "g2")
+    told = said(capsys)
+    faults = " ".join(told["faults"])
+
+    assert (code, told["current"], told["refused"], asyncio.run(pointed(world))) == (1, "g1", "g2", "g1")
+    assert re.search(r"no bundle serves g2: .*/none: no bundle in it.*`millstream train`", faults)
+    assert re.search(r"no parity report .*g1-g2\.json.*`millstream replay parity g1 g2`", faults)
+    assert re.search(r"g2 lacks 2001 events that are in Kafka, at most 1000 .*--lag-max", faults)
+
+
+def test_a_forced_cutover_says_what_is_risked(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same that would have been refused."""
+    refused = (world.replay("cutover", "g2"), said(capsys)["faults"])
+    forced = (world.replay("cutover", "g2", "--force"), said(capsys)["risked"])
+
+    assert (refused[0], forced[0], forced[1] == refused[1], asyncio.run(pointed(world))) == (1, 0, True, "g2")
+
+
+def rewritten(path: Path, **fields: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "fault"),
+    [
+        ({"passed": False}, "differs from g1 by more than is tolerated"),
+        ({"made_at_ms": 0}, "minutes old, and believed for 60"),
+        ({"second": "g3"}, "compares g1 with g3"),
+        ({"passed": "yes"}, "is no parity report"),
+    ],
+)
+def test_a_parity_report_must_be_a_passing_one_of_late(
+    world: World, capsys: pytest.CaptureFixture[str], fields: dict[str, object], fault: str
+) -> None:
+    """Of these two generations; else the cutover is refused."""
+    asyncio.run(world.fill(SECOND))
+    world.parity("g1", "g2")
+    rewritten(Path(world.settings["state_dir"]) / "parity" / "g1-g2.json", **fields)
+    code = world.replay("cutover", "g2")
+    faults = said(capsys)["faults"]
+
+    assert (code, len(faults), fault in faults[0]) == (1, 1, True)
+
+
+def test_a_generation_is_left_and_gone_back_to_with_its_model(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was current comes back; a second rollback undoes the first. Who lags behind is not gone back to."""
+    asyncio.run(world.fill(SECOND))
+    world.parity("g1", "g2")
+    moves = [(world.replay("cutover", "g2"), said(capsys)), (world.replay("rollback"), said(capsys))]
+    asyncio.run(world.fill(FIRST))
+    moves += [(world.replay("rollback"), said(capsys)) for _ in range(2)]
+    found = [(code, move["current"], move.get("model_version")) for code, move in moves]
+
+    assert found == [(0, "g2", "m2"), (1, "g2", None), (0, "g1", ""), (0, "g2", "m2")]
+
+
+def test_generations_are_listed_with_their_lag(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """And which one is current."""
+    asyncio.run(world.fill(SECOND))
+    code = world.replay("generations")
+    rows = said(capsys)["generations"]
+
+    assert (code, [(row["name"], row["feature_version"], row["current"], row["lag"]) for row in rows]) == (
+        0,
+        [("g1", REGISTRY.fingerprint, True, 2_001), ("g2", GROWN.fingerprint, False, 0)],
+    )
+
+
+def test_a_generation_is_dropped(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """With all its records; the current one is not, and what was dropped cannot be made current."""
+    asyncio.run(world.fill(SECOND))
+    kept = (world.replay("drop", "g1"), said(capsys))
+    gone = (world.replay("drop", "g2"), said(capsys))
+    code = world.replay("cutover", "g2", "--force")
+    keys = list(redis.Redis.from_url(world.settings["store_url"]).scan_iter("*g2*"))
+
+    assert (kept[0], gone[0], gone[1]["dropped"], gone[1]["records"] > 0, code, keys) == (2, 0, "g2", True, 2, [])
+
+
+@pytest.mark.parametrize("words", [("cutover", "g7"), ("cutover", "second"), ("rollback",), ("drop", "g7")])
+def test_what_is_not_there_is_called_wrongly(world: World, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]) -> None:
+    """With what there is."""
+    code = world.replay(*words)
+
+    assert (code, "`millstream replay " in said(capsys)["error"]) == (2, True)

@@ -175,6 +175,18 @@ def test_rows_that_a_table_has_are_left_out(tmp_path: Path) -> None:
     assert rows(tmp_path, IMPRESSIONS)["offset"].to_list() == [*range(15)]
 
 
+def test_a_table_of_before_gets_new_columns(tmp_path: Path) -> None:
+    """What a record says grows by time; older rows have nulls there."""
+    sink(tmp_path, IMPRESSIONS, shown(5))
+    older = pl.read_delta(str(tmp_path / IMPRESSIONS.name)).drop("position")
+    older.write_delta(str(tmp_path / IMPRESSIONS.name), mode="overwrite", delta_write_options={"schema_mode": "overwrite"})
+
+    sink(tmp_path, IMPRESSIONS, shown(10))
+
+    assert rows(tmp_path, IMPRESSIONS)["position"].to_list() == [None] * 5 + [0] * 5
+    assert len(offsets(Lake(str(tmp_path)).read(IMPRESSIONS))) == 10
+
+
 def test_days_follow_in_the_order_of_offsets(tmp_path: Path) -> None:
     """A record that comes late stands in the day of the one before it, in a later commit as well; its own time stays."""
     times = [MIDNIGHT_MS - 1, MIDNIGHT_MS + 1, MIDNIGHT_MS - 2, MIDNIGHT_MS - 3]

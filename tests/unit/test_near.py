@@ -3,42 +3,83 @@
 import numpy as np
 import pytest
 
-from ranker.reads.near import NOWHERE, Columns, Near
+from ranker.reads.near import NEVER, WAYS, Near, names_of
+from ranker.reads.reader import VECTOR
+
+ROW = np.dtype([(VECTOR, "<f4", (1,)), ("fact", "<i8")], align=True)
 
 
-def columns(*values: float) -> Columns:
+def rows(*values: int) -> np.ndarray[tuple[int], np.dtype[np.void]]:
     """Items whose vector and fact are one number each."""
-    found = np.array(values, np.float32)
-    return Columns(found[:, None], {"fact": found.astype(np.int64)})
+    found = np.zeros(len(values), ROW)
+    found[VECTOR][:, 0] = found["fact"] = values
+    return found
 
 
-def moments(*values: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    return np.array(values, np.int64)
+def put(near: Near, tenant: str, values: dict[str, int], now_ms: int = 0, as_of_ms: int = 0) -> None:
+    """Have these items read, as of one moment."""
+    count = len(values)
+    near.put(names_of([(tenant, list(values))]), np.arange(count), rows(*values.values()), now_ms, np.full(count, as_of_ms))
+
+
+def taken(near: Near, tenant: str, *item_ids: str) -> list[int]:
+    """Their facts, -1 for what is not here."""
+    found = rows(*[-1] * len(item_ids))
+    near.take(names_of([(tenant, item_ids)]), 0, np.zeros(len(item_ids), np.int64), NEVER - 1, found)
+    return [int(fact) for fact in found["fact"]]
 
 
 def test_what_was_put_is_found() -> None:
     """By tenant and id, in any order, beside what is not there."""
-    near = Near(4)
-    near.put([("", "a"), ("t", "a")], columns(1, 2), 0.0, moments(10, 10))
-    places = near.find("t", ["b", "a"])
+    near = Near(ROW, WAYS)
+    put(near, "", {"a": 1})
+    put(near, "t", {"ä": 2, "b": 3})
 
-    assert (places[0], near.take(places[1:]).facts["fact"].tolist()) == (NOWHERE, [2])
+    assert taken(near, "t", "b", "a", "ä") == [3, -1, 2]
 
 
-@pytest.mark.parametrize(("now_ms", "as_of_ms", "age"), [(107.0, 10, 7), (100.0, 31, 21), (105.0, 4, 6), (100.0, 10, 0)])
-def test_an_entry_ages_by_the_clock_and_by_the_moment(now_ms: float, as_of_ms: int, age: float) -> None:
+def test_some_of_the_names_can_be_put() -> None:
+    """What was read is a part of what was asked for."""
+    near = Near(ROW, WAYS)
+    near.put(names_of([("", ["a"]), ("t", ["b", "c"])]), np.array([2, 0]), rows(3, 1), 0, np.zeros(2, np.int64))
+
+    assert (taken(near, "", "a"), taken(near, "t", "b", "c")) == ([1], [-1, 3])
+
+
+@pytest.mark.parametrize(("now_ms", "as_of_ms", "age"), [(107, 10, 7), (100, 31, 21), (105, 4, 6), (100, 10, 0)])
+def test_an_entry_ages_by_the_clock_and_by_the_moment(now_ms: int, as_of_ms: int, age: int) -> None:
     """Whichever is further away; a moment may lie before it, too."""
-    near = Near(4)
-    near.put([("", "a")], columns(1), 100.0, moments(10))
+    near = Near(ROW, WAYS)
+    put(near, "", {"a": 1}, 100, 10)
 
-    assert near.ages(near.find("", ["a", "b"]), now_ms, moments(as_of_ms, as_of_ms)).tolist() == [age, np.inf]
+    assert near.take(names_of([("", ["a", "b"])]), now_ms, np.full(2, as_of_ms), 500, rows(0, 0)).tolist() == [age, NEVER]
 
 
-def test_the_first_to_come_goes_first() -> None:
+def test_an_entry_that_is_too_old_is_not_taken() -> None:
+    """Its row stays as it was."""
+    near, found = Near(ROW, WAYS), rows(7)
+    put(near, "", {"a": 1}, 100)
+    near.take(names_of([("", ["a"])]), 601, np.zeros(1, np.int64), 500, found)
+
+    assert found["fact"].tolist() == [7]
+
+
+def test_the_first_to_be_read_goes_first() -> None:
     """And what is put again keeps its place, with what it says now."""
-    near = Near(2)
-    near.put([("", "a"), ("", "b")], columns(1, 2), 0.0, moments(0, 0))
-    near.put([("", "a"), ("", "c")], columns(3, 4), 0.0, moments(0, 0))
-    places = near.find("", ["a", "b", "c"])
+    near = Near(ROW, WAYS)
+    put(near, "", {str(number): number for number in range(WAYS)}, now_ms=1)
+    put(near, "", {"0": 100}, now_ms=2)
+    put(near, "", {"more": 200}, now_ms=3)
 
-    assert ((places == NOWHERE).tolist(), near.take(places[1:]).vectors[1].tolist()) == ([True, False, False], [4.0])
+    assert taken(near, "", "0", "1", "2", "more") == [100, -1, 2, 200]
+
+
+def test_names_of_one_hash_are_told_apart() -> None:
+    """One takes the other's place, and is never taken for it."""
+    first, second = "item-00000000-1", "y5b3PLPw~Sm<5Xi"
+    near = Near(ROW, WAYS)
+    put(near, "", {first: 1})
+    before = taken(near, "", first, second)
+    put(near, "", {second: 2})
+
+    assert (before, taken(near, "", first, second)) == ([1, -1], [-1, 2])

@@ -181,7 +181,7 @@ async def test_who_asks_again_after_giving_up_is_answered(ranker: Ranker) -> Non
     assert (await ask(ranker, deadline_ms=1)).request_id == "r1"
 
 
-@pytest.mark.parametrize("rounds", range(1, 4))
+@pytest.mark.parametrize("rounds", range(1, 3))
 async def test_who_gives_up_while_the_store_reads_leaves_no_answer(ranker: Ranker, store: Counting, rounds: int) -> None:
     """Nothing is encoded or kept for nobody."""
     call = asyncio.create_task(answer(ranker))

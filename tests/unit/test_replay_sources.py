@@ -36,3 +36,16 @@ def test_a_topic_that_is_not_in_the_lake_comes_from_kafka(tmp_path: Path) -> Non
     last = {partition: end - 1 for partition, end in ends.items()}
 
     assert [(batch.start, batch.following) for batch in found.read(IMPRESSIONS, last)] == [(end - 1, end) for end in ends.values()]
+
+
+def test_a_moment_is_where_the_lake_has_it_else_kafka(tmp_path: Path) -> None:
+    """Whichever of them still holds what was then."""
+    later = [Message(b"z", codec.encode(impression("z", ts_ms=NOW_MS)), NOW_MS + 5)]
+    lake, kafka = log_of(tmp_path / "lake", "abcde"), log_of(tmp_path / "kafka", "abcde")
+    kafka.append(IMPRESSIONS, later)
+    found = LakeThenKafka(lake, kafka)
+
+    assert (found.offsets_at(IMPRESSIONS, NOW_MS), found.offsets_at(IMPRESSIONS, NOW_MS + 1)) == (
+        lake.offsets_at(IMPRESSIONS, NOW_MS),
+        kafka.offsets_at(IMPRESSIONS, NOW_MS + 1),
+    )
