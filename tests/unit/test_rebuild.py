@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,7 +39,7 @@ def log(tmp_path: Path) -> FileLog:
     """Impressions and clicks of five hours, one an hour."""
     found = FileLog(tmp_path / "log", partitions=2)
     for number in range(5):
-        at = {"request_id": f"r{number}", "user_id": f"u{number}", "ts_ms": NOW_MS + number * HOUR_MS}
+        at: dict[str, Any] = {"request_id": f"r{number}", "user_id": f"u{number}", "ts_ms": NOW_MS + number * HOUR_MS}
         append(found, impression(**at), click(**at))
     return found
 
