@@ -4,7 +4,7 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types layers tests fuzz-rank fuzz-http simulate-nightly chaos-ingest bench-ingest bench-freshness bench-memory bench-rank bench-snapshot soak-backpressure format proto lock clean
+.PHONY: help demo test lint types layers tests fuzz-rank fuzz-http simulate-nightly chaos-ingest bench-ingest bench-freshness bench-memory bench-rank bench-replay bench-snapshot soak-backpressure format proto lock clean
 
 help: ## list every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ bench-memory: .venv/ready ## what a million users and their items take in the st
 
 bench-rank: .venv/ready .venv-feast/ready ## cost and latency of a rank request by front end, beside Feast and others; ARGS="--only kafka --scale 0.1 --brief"
 	$(BIN)/python -m benchmarks.rank $(ARGS)
+
+bench-replay: .venv/ready ## two weeks of history into a new generation, from the lake and from Kafka; ARGS="--events 2000000 --runs 1"
+	$(BIN)/python -m benchmarks.replay $(ARGS)
 
 bench-snapshot: .venv/ready ## looking up 200 items in a snapshot of a million
 	$(BIN)/python -m benchmarks.snapshot $(ARGS)

@@ -2,23 +2,22 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 from replay.log import ReadableLog
 from schemas.errors import SettingsError
-from schemas.topics import SOURCES, Source, Topic
+from schemas.topics import SOURCES, Source
 
 EARLIEST = "earliest"
 OFFSET = re.compile(rf"({'|'.join(topic.name for topic in SOURCES)})/(\d+)=(\d+)")
 
 
-def beginning(said: str, logs: Sequence[ReadableLog]) -> dict[Source, int]:
+def beginning(said: str, log: ReadableLog) -> dict[Source, int]:
     """The first offset that belongs to the generation, by source; a source that is not named begins with its log.
 
-    logs: the lake, then Kafka, whichever is read: a moment is looked for in that order. Raises SettingsError for what is none of the three
-    forms, LogError.
+    Raises SettingsError for what is none of the forms, LogError.
     """
     if said == EARLIEST:
         return {}
@@ -27,17 +26,7 @@ def beginning(said: str, logs: Sequence[ReadableLog]) -> dict[Source, int]:
     if "=" in said:
         return _offsets(said)
     moment_ms = _moment_ms(said)
-    return {Source(topic.name, partition): offset for topic in SOURCES for partition, offset in _at(topic, moment_ms, logs).items()}
-
-
-def _at(topic: Topic, moment_ms: int, logs: Sequence[ReadableLog]) -> dict[int, int]:
-    """The first offset of each partition at or after a moment: of the first log that has one, else where the last one ends."""
-    found: dict[int, int] = {}
-    for log in reversed(logs):
-        ends = log.end_offsets(topic)
-        at = log.offsets_at(topic, moment_ms)
-        found |= {partition: offset for partition, offset in at.items() if offset < ends[partition] or partition not in found}
-    return found
+    return {Source(topic.name, partition): offset for topic in SOURCES for partition, offset in log.offsets_at(topic, moment_ms).items()}
 
 
 def _offsets(said: str) -> dict[Source, int]:

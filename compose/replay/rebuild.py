@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from compose.replay.beginning import beginning
+from compose.replay.sources import ARGUMENT, chosen, lake_of
 from compose.settings import Settings
 from online_store.ingest import Ingest
 from online_store.keys import Generation
@@ -43,15 +44,15 @@ ARGUMENTS: tuple[tuple[str, dict[str, Any]], ...] = (
             "help": "2026-11-20 or 2026-11-20T08:30 (UTC), topic/partition=offset,..., or a JSON file of those",
         },
     ),
-    ("--source", {"default": "auto", "choices": ["auto", "lake", "kafka"], "help": "auto: the lake if there is one, then Kafka"}),
+    ARGUMENT,
     ("--generation", {"default": "new", "help": "new: of the registry in `features`; g4: that one is resumed, with its own"}),
     (
         "--until-caught-up",
         {"action": "store_true", "help": "end with exit code 0 once nothing is left, instead of going on at the live tail"},
     ),
 )
-#: Bytes that one answer of the broker holds of a partition while a generation is filled: four times as much as live, for nobody waits, and
-#: larger batches touch fewer records an event. They may be in memory for each partition that is fetched.
+#: Bytes that one answer of the broker holds while a generation is filled: twice as much as live, for nobody waits, and larger batches touch
+#: fewer records an event. Some three times as much are in memory for each batch under way.
 PARTITION_BYTES_MAX = 16 << 20
 #: How long a call to the store may take (seconds): a call of a rebuild is larger than those of live ingest.
 STORE_S = 30.0
@@ -77,11 +78,8 @@ async def _rebuild(settings: Settings, arguments: argparse.Namespace, bar: Progr
     begun_s = time.monotonic()
     try:
         generation, registry = await _chosen(store, settings.features, arguments.generation)
-        lake = None if arguments.source == "kafka" else _lake(settings)
-        if arguments.source == "lake" and lake is None:
-            raise LogError(f"there is no lake in {settings.lake[0]}. `millstream lake` writes one; `--source kafka` does without.")
-        logs: list[ReadableLog] = [log for log in (lake, None if arguments.source == "lake" else kafka) if log]
-        await begin_at(store, generation, await asyncio.to_thread(beginning, arguments.begin, logs))
+        lake = lake_of(settings, arguments.source)
+        await begin_at(store, generation, await asyncio.to_thread(beginning, arguments.begin, chosen(settings, arguments.source)))
         filled = await _from_lake(settings, store.of(registry), registry, generation, lake, bar) if lake else Filled()
         run = Following(settings, store, generation, registry, bar, until_caught_up=arguments.until_caught_up)
         if arguments.source != "lake":
@@ -118,14 +116,6 @@ async def _chosen(store: OnlineStore, features: Registry, name: str) -> tuple[Ge
         if generation.name == name:
             return generation, registry
     raise GenerationError(f"the store has no generation {name}, but {', '.join(one.name for one in known) or 'none'}. `new` makes one.")
-
-
-def _lake(settings: Settings) -> ReadableLog | None:
-    """The lake, if anything was ever written to it."""
-    from replay.lake import Lake  # noqa: PLC0415  # a lake's libraries are 60 MB: other verbs do without
-
-    lake = Lake(*settings.lake)
-    return lake if any(lake.end_offsets(topic) for topic in SOURCES) else None
 
 
 async def _from_lake(

@@ -40,16 +40,24 @@ class LakeThenKafka:
         yield from self._kafka.read(topic, following, batch_rows_max)
 
 
-def chosen(settings: Settings, source: str) -> ReadableLog:
-    """The log that `--source` names. Raises LogError where there is no lake to read."""
+def lake_of(settings: Settings, source: str) -> ReadableLog | None:
+    """The lake, if `--source` reads it and anything was ever written to it. Raises LogError where there must be one."""
+    if source == "kafka":
+        return None
     from replay.lake import Lake  # noqa: PLC0415  # deltalake and pyarrow are 80 MB: other verbs do without
 
-    kafka = KafkaLog(settings.kafka_bootstrap, settings.topic_prefix, settings.kafka_security)
-    if source == "kafka":
-        return kafka
     lake = Lake(*settings.lake)
     if any(lake.end_offsets(topic) for topic in SOURCES):
-        return lake if source == "lake" else LakeThenKafka(lake, kafka)
+        return lake
     if source == "lake":
         raise LogError(f"there is no lake in {settings.lake[0]}. `millstream lake` writes one; `--source kafka` does without.")
-    return kafka
+    return None
+
+
+def chosen(settings: Settings, source: str) -> ReadableLog:
+    """The log that `--source` names. Raises LogError where there is no lake to read."""
+    lake = lake_of(settings, source)
+    if lake and source == "lake":
+        return lake
+    kafka = KafkaLog(settings.kafka_bootstrap, settings.topic_prefix, settings.kafka_security)
+    return LakeThenKafka(lake, kafka) if lake else kafka

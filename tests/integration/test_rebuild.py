@@ -10,18 +10,21 @@ from pathlib import Path
 
 import pytest
 import redis
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from compose import topics
-from online_store.keys import Generation, guard_key
+from online_store.keys import Generation, Pointer, guard_key
 from online_store.redis import RedisStore
 from replay.log import KafkaLog
 from schemas.features import FEATURES, REGISTRY, STATICS, Registry, ctr, dwell_avg
-from schemas.topics import CLICKS, SOURCES, Source
+from schemas.topics import CLICKS, DEAD_LETTERS, IMPRESSIONS, SOURCES, Source
 from schemas.windows import DAYS_30, HOUR_MS, HOURS_24, MINUTE_MS, Window
+from tests.lakes import sink
 from tests.oracle import Oracle
 from tests.property.test_exactness import windows_of
 from tests.verify import compare
-from tests.workers import SOURCE_NAMES, Process, command, events, log_file, log_records, own_store, produce, send, wait_until
+from tests.workers import PATIENCE_S, SOURCE_NAMES, Process, command, events, log_file, log_records, own_store, produce, send, wait_until
 
 #: A window more, of one kind.
 ADDED_WINDOW = Registry((*FEATURES, ctr("ctr_3h", "item", Window("3h", 3 * HOUR_MS, 15 * MINUTE_MS))), STATICS)
@@ -31,7 +34,7 @@ CHANGED_WINDOW = Registry(tuple(replace(one, window=HOURLY) if one.window == HOU
 #: What is said of dwelling for a month, of whom nothing was kept that long.
 ADDED_FEATURE = Registry((*FEATURES, dwell_avg("user_dwell_avg_30d", "user", DAYS_30)), STATICS)
 REGISTRIES = {"ADDED_WINDOW": ADDED_WINDOW, "CHANGED_WINDOW": CHANGED_WINDOW, "ADDED_FEATURE": ADDED_FEATURE}
-FIRST = Generation(1, REGISTRY.fingerprint)
+FIRST, SECOND = Generation(1, REGISTRY.fingerprint), Generation(2, ADDED_WINDOW.fingerprint)
 
 
 class World:
@@ -141,3 +144,86 @@ async def test_both_generations_are_the_oracles_beside_live_traffic(world: World
 
     assert (code, ended, told(end)["lag"]) == (0, 0, 0)
     assert (await world.differences(FIRST, REGISTRY), await world.differences(second, registry)) == ([], [])
+
+
+async def test_the_lake_comes_first_and_kafka_goes_on(world: World) -> None:
+    """What the lake has is read from it, what came since from Kafka, each once: a value that is none is counted, and sent nowhere."""
+    world.feed(1_000, seed=1)
+    for topic in SOURCES:
+        if found := [one._replace(topic=topic.name) for one in log_records(world.kafka_bootstrap, world.prefix + topic.name)]:
+            sink(world.folder / "lake", topic, found)
+    world.feed(300, seed=2)
+    with world.rebuild("--until-caught-up") as filling:
+        code = filling.exit_code()
+    said, letters = told(filling), log_records(world.kafka_bootstrap, world.prefix + DEAD_LETTERS.name)
+
+    counts = {name: said[name] for name in ("generation", "from_lake", "from_kafka", "events", "dead_letters", "lag")}
+    expected = {"generation": "g2", "from_lake": 1_000, "from_kafka": 300, "events": 1_300, "dead_letters": 2, "lag": 0}
+    assert (code, counts, letters) == (0, expected, [])
+    assert await world.differences(SECOND, ADDED_WINDOW) == []
+
+
+async def test_a_generation_begins_at_offsets(world: World) -> None:
+    """It holds what stands at and behind them; guards say so to whoever goes on."""
+    world.feed(600, seed=1)
+    starts = {
+        Source(topic.name, partition): end // 2
+        for topic in (IMPRESSIONS, CLICKS)
+        for partition, end in world.log.end_offsets(topic).items()
+    }
+    words = ",".join(f"{source}={offset}" for source, offset in starts.items())
+    with world.rebuild("--from", words, "--until-caught-up") as filling:
+        code = filling.exit_code()
+    world.feed(200, seed=2)
+    with world.rebuild("--generation", "g2", "--until-caught-up") as resumed:
+        again = resumed.exit_code()
+
+    assert (code, again, told(resumed)["from_kafka"]) == (0, 0, 200)
+    assert await world.differences(SECOND, ADDED_WINDOW, starts) == []
+
+
+async def test_after_a_cutover_the_generation_before_is_kept_up_to_date(world: World) -> None:
+    """So that a rollback is instant; once it is dropped nothing is left to do."""
+    world.feed(300, seed=1)
+    with command(world.folder, "ingest", **world.settings) as live:
+        world.await_lag_0(FIRST, of=[live])
+        with world.rebuild() as keeper:
+            world.await_lag_0(SECOND, of=[keeper])
+            store = RedisStore(world.store_url, REGISTRY)
+            before = await store.pointer()
+            assert before is not None
+            await store.point(before, Pointer(2, ADDED_WINDOW.fingerprint, previous=before))
+            wait_until(lambda: keeper.log.count("ingest is up") == 2, lambda: keeper.log[-4_000:])
+            world.feed(300, seed=2)
+            world.await_lag_0(FIRST, SECOND, of=[live, keeper])
+            differences = [await world.differences(FIRST, REGISTRY), await world.differences(SECOND, ADDED_WINDOW)]
+            await store.drop(1)
+            await store.close()
+            code = keeper.exit_code()
+
+    assert (differences, code, told(keeper)["generation"]) == ([[], []], 0, "g2")
+
+
+async def test_what_kafka_has_lost_is_not_passed_over(world: World) -> None:
+    """A generation that ends before Kafka begins is not read on, and the sources are named."""
+    world.feed(300, seed=1)
+    with world.rebuild("--until-caught-up") as filling:
+        filling.exit_code()
+    world.feed(300, seed=2)
+    ends = world.log.end_offsets(IMPRESSIONS)
+    lost = [TopicPartition(world.prefix + IMPRESSIONS.name, partition, end) for partition, end in ends.items()]
+    admin = AdminClient({"bootstrap.servers": world.kafka_bootstrap})
+    for answer in admin.delete_records(lost).values():
+        answer.result(PATIENCE_S)
+    with world.rebuild("--generation", "g2", "--until-caught-up") as resumed:
+        code = resumed.exit_code()
+
+    assert (code, "what lies between is in neither" in resumed.log) == (2, True)
+
+
+def test_a_generation_that_is_not_there_is_named(world: World) -> None:
+    """With those that are."""
+    with world.rebuild("--generation", "g7") as filling:
+        code = filling.exit_code()
+
+    assert (code, "no generation g7, but none" in filling.log) == (2, True)
