@@ -17,7 +17,7 @@ from replay.rebuild import Progress, begin_at, fill
 from schemas import codec
 from schemas.errors import GenerationError, SettingsError
 from schemas.features import REGISTRY
-from schemas.records import Record
+from schemas.records import Event
 from schemas.topics import CLICKS, IMPRESSIONS, SOURCES, Source
 from tests.property.test_rebuild import Read, records
 from tests.worlds import NOW_MS, Log, click, impression, replay, topic_of
@@ -27,7 +27,7 @@ PLACE = Source("impressions", 0)
 HOUR_MS = 3_600_000
 
 
-def append(log: FileLog, *sent: Record) -> None:
+def append(log: FileLog, *sent: Event) -> None:
     """Each under its key, with its own time."""
     for record in sent:
         topic = topic_of(record)
