@@ -28,8 +28,8 @@ from schemas.errors import GenerationError
 from schemas.topics import SOURCES, Batch, Source
 
 #: Events that go to the store together: it touches each record once however often it comes. At 25,000 half a record is touched an event, at
-#: a million a sixth, and that is what the store's time goes to. Two calls are in memory, 900 bytes an event each: a million take 2 GB.
-CALL_EVENTS_MAX = 600_000
+#: 400,000 a quarter, and that is what the store's time goes to. Two calls are in memory, some 800 bytes an event each.
+CALL_EVENTS_MAX = 400_000
 
 
 class Progress(NamedTuple):
