@@ -100,11 +100,14 @@ class Ingest:
         """
         generation = await self._confirmed()
         found = await self._guards(generation, sources)
-        sent = (await self.store.guards(LETTERS, sources))[:, 0].tolist()
-        for source, guards, letters in zip(sources, found, sent, strict=True):
+        sent_guards = (await self.store.guards(LETTERS, sources))[:, 0].tolist()
+        # A store from before there were letters' guards has one generation, whose guards say as much.
+        is_first = 0 in sent_guards and len(await self.store.generations()) == 1
+        for source, guards, letters in zip(sources, found, sent_guards, strict=True):
             known = self._readings.get(source)
             if known is None or not known.is_current(guards):
-                self._readings[source] = self._begun(source, guards, letters)
+                sent = letters or (int(guards.min()) if is_first else 0)
+                self._readings[source] = self._begun(source, guards, sent, letters)
         return {source: self._readings[source].position for source in sources}
 
     async def _confirmed(self) -> Generation:
@@ -121,40 +124,39 @@ class Ingest:
         """All guards of some sources, once no rival is about to pass us any more."""
         found = await self.store.guards(generation, sources)
         for _ in range(round(self.patience_s / LOOK_S)):
-            if not any(map(self._is_passing, sources, found)):
+            readings = map(self._readings.get, sources)
+            if not any(reading and reading.is_being_passed(guards) for reading, guards in zip(readings, found, strict=True)):
                 break
             await asyncio.sleep(LOOK_S)
             found = await self.store.guards(generation, sources)
         return found
 
-    def _is_passing(self, source: Source, guards: NDArray[np.int64]) -> bool:
-        reading = self._readings.get(source)
-        return reading is not None and reading.is_being_passed(guards)
-
-    def _begun(self, source: Source, guards: NDArray[np.int64], sent_guard: int) -> Reading:
+    def _begun(self, source: Source, guards: NDArray[np.int64], sent: int, sent_guard: int) -> Reading:
         known = self._readings.get(source)
-        # A store from before what was sent had a guard of its own says it by the others.
-        sent = ALL_SENT if self.target else max(sent_guard, known.sent) if known else sent_guard or int(guards.min())
+        sent = ALL_SENT if self.target else max(sent, known.sent) if known else sent
         return begun(known, guards, sent, sent_guard, self.repeat_offsets if source.topic in EVENT_TOPICS else 0)
 
     def sent(self, decoded: Decoded) -> None:
         """Note that what is bad in a decoded batch stands in dead-letters now."""
-        reading = decoded.reading
-        if reading is not None and decoded.start <= reading.sent:
-            reading.sent = max(reading.sent, decoded.batch.following)
+        if decoded.reading is not None and decoded.start <= decoded.reading.sent:
+            decoded.reading.sent = max(decoded.reading.sent, decoded.batch.following)
 
-    def send_again(self, source: Source, end: int) -> None:
+    async def send_again(self, source: Source, end: int) -> None:
         """A log that ends before what was sent of it is another one: send what is bad in it."""
         reading = self._readings[source]
         if not self.target and reading.sent > end:
             reading.sent = reading.lowest
+            await self._tell_sent(source, reading)
 
     async def keep_sent(self, source: Source) -> None:
         """Keep in the store what was sent to dead-letters, for whoever reads the source next, in whatever generation."""
         reading = self._readings[source]
-        if not self.target and reading.sent_guard != reading.sent:
-            move = Move(source, reading.sent_guard, reading.sent)
-            ((reading.sent_guard,),) = await self.store.apply(LETTERS, [Step(0, [move], NOTHING)])
+        if not self.target and reading.sent_guard < reading.sent:
+            await self._tell_sent(source, reading)
+
+    async def _tell_sent(self, source: Source, reading: Reading) -> None:
+        move = Move(source, reading.sent_guard, reading.sent)
+        ((reading.sent_guard,),) = await self.store.apply(LETTERS, [Step(0, [move], NOTHING)])
 
     def progress(self, source: Source) -> int:
         """A number that grows with whatever the store takes of a source, a part of a batch included."""
@@ -221,6 +223,7 @@ class Ingest:
         A store that was emptied before it had any guard has lost its generation alone: it begins again.
         """
         standing = await self.store.guards(await self._confirmed(), [source])
+        self._readings[source].sent_guard = int((await self.store.guards(LETTERS, [source]))[0, 0])
         if (standing[0] < self._readings[source].guards).any():
             return (await self.positions([source]))[source]
         return self._readings[source].position

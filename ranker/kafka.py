@@ -33,6 +33,9 @@ POLL_S = 0.1
 COMMIT_S = 1.0
 #: How often the current generation is looked up (seconds).
 LOOK_S = 1.0
+#: How long telemetry waits for more of it (milliseconds): nobody waits for it, and a message by itself costs Kafka and its client a
+#: request. Longer, and more of it is lost when a worker is killed.
+TELEMETRY_LINGER_MS = 50
 #: How long a flush may take (seconds) before the worker gives up on Kafka.
 FLUSH_S = 30.0
 #: How long Kafka may take to say what partitions a reply topic has (seconds).
@@ -88,6 +91,7 @@ class RankWorker:
         )
         sending = {"linger.ms": 0, "enable.idempotence": True, "compression.type": "lz4", "message.max.bytes": LETTER_BYTES_MAX}
         self._producer = Producer(common | sending)
+        self._telemetry = Producer(common | sending | {"linger.ms": TELEMETRY_LINGER_MS})
         #: Whether more is to be polled; what may be committed of each batch, and of all of them.
         self._wanted = threading.Semaphore()
         self._answered: deque[dict[tuple[str, int], int]] = deque()
@@ -163,6 +167,7 @@ class RankWorker:
     def _poll(self) -> list[StoredRecord]:
         first = self._consumer.poll(POLL_S)
         self._producer.poll(0)
+        self._telemetry.poll(0)
         if first is None:
             return []
         messages = [first, *self._consumer.consume(BATCH_ROWS_MAX - 1, 0)]
@@ -184,26 +189,25 @@ class RankWorker:
 
     def _reply(self, record: StoredRecord, request: RankRequest, answer: Answer) -> None:
         headers = dict(record.headers)
-        topic, partition = self._destination(headers)
         trace = [(name, headers[name]) for name in (TRACE,) if name in headers]
         carried = [(name, headers[name]) for name in (CORRELATION_ID,) if name in headers] + trace
         key = RANK_RESPONSES.key_of(request)
-        self._produce(topic, key, answer.response, record.timestamp, carried, partition)
+        self._produce(self._producer, self._destination(headers), key, answer.response, record.timestamp, carried)
         if answer.telemetry is not None:
             key = RANK_TELEMETRY.key_of(request)
-            self._produce(self._topic(RANK_TELEMETRY.name), key, answer.telemetry, record.timestamp, trace)
+            self._produce(self._telemetry, (self._topic(RANK_TELEMETRY.name), -1), key, answer.telemetry, record.timestamp, trace)
 
     def tell(self, request: RankRequest, telemetry: bytes) -> None:
         """Send the telemetry of an answer that another front end gave; dropped where Kafka does not keep up, for nobody may wait for it."""
         key = RANK_TELEMETRY.key_of(request)
         try:
-            self._producer.produce(self._topic(RANK_TELEMETRY.name), telemetry, key, timestamp=request.ts_ms)
+            self._telemetry.produce(self._topic(RANK_TELEMETRY.name), telemetry, key, timestamp=request.ts_ms)
         except BufferError:
             metrics.TELEMETRY_DROPPED.inc()
 
     def flush(self) -> None:
         """Wait until Kafka has the telemetry of the last answers that other front ends gave."""
-        self._producer.flush(FLUSH_S)
+        self._telemetry.flush(FLUSH_S)
 
     def _destination(self, headers: dict[str, bytes]) -> tuple[str, int]:
         """Where an answer goes: where the request asks, if that is allowed."""
@@ -219,18 +223,19 @@ class RankWorker:
 
     def _refuse(self, bad: BadRecord) -> None:
         value, headers = codec.dead_letter(bad)
-        self._produce(self._topic(DEAD_LETTERS.name), bad.record.key, value, bad.record.timestamp, headers)
+        self._produce(self._producer, (self._topic(DEAD_LETTERS.name), -1), bad.record.key, value, bad.record.timestamp, headers)
         metrics.DEAD_LETTERS.labels(bad.reason).inc()
 
-    def _produce(
-        self, topic: str, key: bytes | None, value: bytes, timestamp: int, headers: Sequence[tuple[str, bytes]], partition: int = -1
+    def _produce(  # what a message is made of
+        self, by: Producer, to: tuple[str, int], key: bytes | None, value: bytes, timestamp: int, headers: Sequence[tuple[str, bytes]]
     ) -> None:
-        place: dict[str, Any] = {"timestamp": timestamp, "partition": partition, "headers": list(headers)}
+        """to: topic and partition, -1 is that of the key."""
+        place: dict[str, Any] = {"timestamp": timestamp, "partition": to[1], "headers": list(headers)}
         while True:
             try:
-                self._producer.produce(topic, value, key, on_delivery=self._delivered, **place)
+                by.produce(to[0], value, key, on_delivery=self._delivered, **place)
             except BufferError:
-                self._producer.poll(0.01)
+                by.poll(0.01)
             else:
                 return
 
@@ -247,7 +252,7 @@ class RankWorker:
         due, self._due = self._due, {}
         if not due:
             return
-        if self._producer.flush(FLUSH_S):
+        if self._producer.flush(FLUSH_S) or self._telemetry.flush(FLUSH_S):
             raise LogError(f"Kafka took no answer for {FLUSH_S} s. Is {self._settings.kafka_bootstrap} up?")
         if self._refused:
             raise LogError(f"Kafka refused an answer: {self._refused}. Are the topics and the reply topics there?")

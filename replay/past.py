@@ -14,12 +14,12 @@ from online_store.deltas import entity_of_profile, kind_of_profiles
 from online_store.record import FORMS, pack_field
 from replay.history import events_of, profiles_of
 from replay.log import ReadableLog
-from schemas.aggregates import COUNTERS, ENTITY_ID, Tiles
+from schemas.aggregates import COUNTERS, ENTITY_ID, USER, Tiles
 from schemas.columnar import table
 from schemas.columnar.events import pack
 from schemas.columnar.repeats import REPEAT_OFFSETS, named
 from schemas.columns import Profile
-from schemas.features import Registry
+from schemas.features import Feature, Registry
 from schemas.topics import Source
 
 Ints = NDArray[np.int64]
@@ -150,3 +150,14 @@ def names_of(*columns: Sequence[str | None]) -> NDArray[np.uint64]:
     starts = np.cumsum([0, *(len(text) for text, _ in packed)])
     words = np.stack([spans + np.array([start, 0]) for (_, spans), start in zip(packed, starts, strict=False)])
     return named(np.frombuffer(b"".join(text for text, _ in packed), np.uint8), words)
+
+
+def vectors(registry: Registry, features: Sequence[Feature], tiles: Tiles, as_of_ms: int | Ints) -> NDArray[np.float32]:
+    """Features of n entities of one kind by the formulas that define them, float32 [n, features].
+
+    Ranking fills its columns in a compiled loop that must say the same; who holds it against the log must not ask it. as_of_ms: of all, or
+    int64 [n].
+    """
+    said = tiles.without(np.flatnonzero(~tiles.is_personalized)) if features and features[0].kind == USER else tiles
+    columns = [registry.column(feature, said, as_of_ms) for feature in features]
+    return np.stack(columns, axis=1) if columns else np.zeros((len(tiles.known), 0), np.float32)

@@ -41,9 +41,10 @@ SETTLE_S = 0.25
 FOLLOW_S = 0.5
 #: How long a live worker lets another writer of its generation pass (seconds): guards of shards without rows move every SETTLE_S. Behind a
 #: cutover that is who kept the generation up to date. Less reads a stretch of the source again; more stands still for nothing where two
-#: hold each other up. Who keeps a generation up to date beside live workers must wait longer than they do: KEEPER_S.
+#: hold each other up.
 RIVAL_S = 0.5
-KEEPER_S = 1.5
+#: The same for who keeps a generation up to date beside live workers (seconds): longer, so that of two that hold each other up one goes on.
+TARGET_RIVAL_S = 2.0
 #: How often Kafka is asked where sources end (seconds): while a store holds everything up, nothing else tells the lag.
 LAG_S = 2.0
 #: Bytes that one answer of the broker holds of a partition. Under load it bounds a batch, and large batches touch a popular item's
@@ -99,9 +100,8 @@ def build(settings: IngestSettings, store: OnlineStore, registry: Registry, targ
         producer_compression_type="gzip",
         stream_wait_empty=False,
     )
-    ingest = Ingest(
-        store, registry, schema_ids(settings.schema_registry_url), settings.repeat_offsets, target, KEEPER_S if target else RIVAL_S
-    )
+    patience_s = TARGET_RIVAL_S if target else RIVAL_S
+    ingest = Ingest(store, registry, schema_ids(settings.schema_registry_url), settings.repeat_offsets, target, patience_s)
     worker = Worker(app, ingest)
     app.positions = worker.assign
     add_agents(app, worker)

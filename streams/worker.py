@@ -68,7 +68,7 @@ class Worker:
         ends = await self.app.ends(sources)
         _check_ends(guards, ends)
         for source, end in ends.items():
-            self.ingest.send_again(source, end)
+            await _patiently(functools.partial(self.ingest.send_again, source, end))
         return positions
 
     async def follow(self) -> None:

@@ -19,7 +19,16 @@ NOTES = (
     "per_s: entities that parity compares, rows that are written; their `seconds` are the verb's own, without imports.",
     "Every rebuild begins with an emptied store and is checked: all windows of all entities equal a count of the feed by numpy.",
 )
-COLUMNS = ("events_per_s", "worker_us_per_event", "store_us_per_event", "touched_entities_per_event", "per_s", "rss_mb_max", "seconds")
+COLUMNS = (
+    "events_per_s",
+    "worker_us_per_event",
+    "store_us_per_event",
+    "touched_entities_per_event",
+    "per_s",
+    "cpu_s",
+    "rss_mb_max",
+    "seconds",
+)
 
 
 class Bench:

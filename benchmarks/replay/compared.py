@@ -25,7 +25,11 @@ def measure(stack: Stack, prefix: str, cores: set[int], users_count: int) -> Res
     told = run(stack, prefix, cores, "parity", FIRST.name, SECOND.name, "--as-of-ms", str(feeds.BEGIN_MS + 14 * DAY_MS))
     assert told["passed"], told
     entities = users_count + users_count // 10
-    return {"entities": entities, "per_s": round(entities / told["seconds"]), "seconds": told["seconds"], "rss_mb_max": told["rss_mb_max"]}
+    return {
+        "entities": entities,
+        "per_s": round(entities / told["seconds"]),
+        **{name: told[name] for name in ("seconds", "cpu_s", "rss_mb_max")},
+    }
 
 
 async def fill(stack: Stack, users_count: int, seed: int) -> None:

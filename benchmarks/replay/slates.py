@@ -33,7 +33,7 @@ def measure(stack: Stack, prefix: str, cores: set[int], vectors: str) -> Result:
     """All rows of them, to a file."""
     told = run(stack, prefix, cores, "rows", str(stack.folder / "rows.parquet"), "--vectors", vectors, "--source", "kafka")
     rate = round(told["rows"] / told["seconds"])
-    return {"rows": told["rows"], "per_s": rate, "seconds": told["seconds"], "rss_mb_max": told["rss_mb_max"]}
+    return {"rows": told["rows"], "per_s": rate, **{name: told[name] for name in ("seconds", "cpu_s", "rss_mb_max")}}
 
 
 def _slates(count: int, draw: np.random.Generator) -> Iterator[tuple[str, str, list[str], int]]:

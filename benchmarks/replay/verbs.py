@@ -1,4 +1,4 @@
-"""An action of `millstream replay` as a process of its own: what it says, and the memory that it took."""
+"""An action of `millstream replay` as a process of its own: what it says, and the memory and the processor time that it took."""
 
 import json
 import os
@@ -23,4 +23,5 @@ def run(stack: Stack, prefix: str, cores: set[int], *arguments: str) -> dict[str
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise MillstreamError(f"replay {arguments[0]} ended with {process.returncode}: {said[-2_000:]}")
-    return {**json.loads(said.splitlines()[-1]), "rss_mb_max": round(used.ru_maxrss / 1024)}
+    told = json.loads(said.splitlines()[-1])
+    return {**told, "rss_mb_max": round(used.ru_maxrss / 1024), "cpu_s": round(used.ru_utime + used.ru_stime, 1)}

@@ -62,32 +62,36 @@ def _fold(  # noqa: PLR0913  # compiled functions take arrays, not objects
     holds_at: bool,  # noqa: FBT001  # as above
     words: Words,
 ) -> None:
+    ends = np.empty(len(features), np.int64)
     for row in range(len(columns)):
+        # All searches first: none waits for another one, and the processor has several under way at once.
         for place in range(len(features)):
-            feature, value = features[place], columns[row, place]
-            begin, end = first[feature], first[feature + 1]
-            if begin == end:
+            ends[place] = _failed(columns[row, place], threshold, first[features[place]], first[features[place] + 1], holds_at)
+        for place in range(len(features)):
+            feature, begin, failed = features[place], first[features[place]], ends[place]
+            if begin == first[feature + 1]:
                 continue
-            if np.isnan(value):
+            if np.isnan(columns[row, place]):
                 for number in range(words.shape[1]):
                     words[row, number] &= missing[feature, number]
                 continue
-            failed = _failed(value, threshold, begin, end, holds_at)
             whole = (failed - begin) // STEP
             block = block_first[feature] + whole
             for number in range(words.shape[1]):
                 words[row, number] &= blocks[block, number]
             for node in range(begin + whole * STEP, failed):
-                words[row, tree[node]] &= mask[node]
+                words[row, np.uint64(tree[node])] &= mask[node]
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
 def _failed(value: np.float32, threshold: Floats, begin: int, end: int, holds_at: bool) -> int:  # noqa: FBT001  # as above
     """Behind the last test that fails. Steps are added, not branched to: which way they go is not to be guessed."""
     count = end - begin
+    if count == 0:
+        return begin
     while count > 1:
         half = count // 2
-        at = threshold[begin + half - 1]
+        at = threshold[np.uint64(begin + half - 1)]
         begin += half * ((at < value) | ((at == value) & (not holds_at)))
         count -= half
     at = threshold[begin]

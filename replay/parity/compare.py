@@ -77,8 +77,10 @@ class Comparison:
         known = np.sort(np.concatenate([*self._hashes, np.zeros(0, np.uint64)]))
         async for keys, hashes in self._blocks(self.second, shown):
             self.entities.second += len(keys)
-            new = np.flatnonzero(~_is_in(hashes, known)).tolist()
-            self._again += [self.first.key(keys[place]) for place in new]
+            new = [self.first.key(keys[place]) for place in np.flatnonzero(~_is_in(hashes, known)).tolist()]
+            left = AGAIN_COUNT_MAX - len(self._again)
+            self._again += new[:left]
+            self.entities.extra += len(new[left:])
         while self._again:
             part, self._again = self._again[:BLOCK_COUNT], self._again[BLOCK_COUNT:]
             look = await look_again(self.first, self.second, part, self.question.sources)
@@ -114,6 +116,7 @@ class Comparison:
         odd = (apart[:, self.tally.is_same] > self.question.tolerance).any(axis=1) | (first.present != second.present)
         odd &= np.cumsum(odd) <= AGAIN_COUNT_MAX - len(self._again)
         self._again += [keys[place] for place in np.flatnonzero(odd).tolist()]
+        self.entities.missing += int((~odd & first.present & ~second.present).sum())
         self._count(keys, first, second, apart, ~odd)
 
     def _settle(self, keys: list[bytes], look: Look) -> None:
@@ -122,13 +125,14 @@ class Comparison:
         self.entities.unsettled += int((~look.settled).sum())
         expired = look.missing & self.second.may_have_expired(look.first, self.first.layout)
         expired |= look.extra & self.first.may_have_expired(look.second, self.second.layout)
+        counted = look.settled & ~expired
         self.entities.expired += int((look.settled & expired).sum())
-        self._count(keys, look.first, look.second, look.apart, look.settled & ~expired)
+        self.entities.missing += int((counted & look.missing).sum())
+        self.entities.extra += int((counted & look.extra).sum())
+        self._count(keys, look.first, look.second, look.apart, counted)
 
     def _count(self, keys: list[bytes], first: Said, second: Said, apart: NDArray[np.float64], rows: NDArray[np.bool_]) -> None:
-        """Count those of these entities that are in rows, bool [n]."""
-        self.entities.missing += int((rows & first.present & ~second.present).sum())
-        self.entities.extra += int((rows & ~first.present & second.present).sum())
+        """Count the features of those of these entities that are in rows, bool [n]."""
         counted = np.flatnonzero(rows)
         self.tally.add([keys[place] for place in counted.tolist()], first.values[counted], second.values[counted], apart[counted])
 

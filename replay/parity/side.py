@@ -11,7 +11,8 @@ from online_store.keys import Generation, entity_of, record_key, shard_of
 from online_store.reading import read
 from online_store.record import Layout, layouts
 from online_store.store import OnlineStore
-from replay.parity.tally import Floats, vectors
+from replay.parity.tally import Floats
+from replay.past import vectors
 from schemas.aggregates import Tiles
 from schemas.features import Feature, Registry
 from schemas.topics import Source

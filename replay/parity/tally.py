@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from online_store.keys import entity_of
-from schemas.aggregates import USER, Tiles
 from schemas.features import Feature, Registry
 
 Floats = NDArray[np.float32]
@@ -41,13 +40,6 @@ def shared_of(first: Registry, second: Registry, kind: str) -> list[Shared]:
     """The features of a kind that both have by name, as the first orders them."""
     there = {feature.name: feature for feature in second.features if feature.kind == kind}
     return [Shared(one, there[one.name]) for one in first.features if one.kind == kind and one.name in there]
-
-
-def vectors(registry: Registry, features: Sequence[Feature], tiles: Tiles, as_of_ms: int) -> Floats:
-    """Features of n entities of one kind as ranking would be told them, float32 [n, features]; missing (NaN) where there is no record."""
-    said = tiles.without(np.flatnonzero(~tiles.is_personalized)) if features and features[0].kind == USER else tiles
-    columns = [registry.column(feature, said, as_of_ms) for feature in features]
-    return np.stack(columns, axis=1) if columns else np.zeros((len(tiles.known), 0), np.float32)
 
 
 def differences(first: Floats, second: Floats) -> NDArray[np.float64]:

@@ -56,7 +56,9 @@ def write(file: Path, registry: Registry, made: Made, groups: Iterator["Group"])
         file.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".", dir=file.parent) as beside:
             partial = Path(beside) / file.name
-            with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+            # A dictionary of a feature's values would be given up each time, once it is as large as they are.
+            words = [column.name for column in schema if column.type == pa.large_string()]
+            with pq.ParquetWriter(partial, schema, compression="zstd", use_dictionary=words) as writer:
                 for group in groups:
                     batch = group.batch(schema)
                     writer.write_batch(batch, row_group_size=GROUP_ROWS)

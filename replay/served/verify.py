@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from replay import past
 from replay.log import ReadableLog
-from replay.past import Past, names_of
+from replay.past import Past, names_of, vectors
 from replay.served.telemetry import decoded
 from schemas.aggregates import ITEM, USER
 from schemas.columnar.repeats import REPEAT_OFFSETS
@@ -168,7 +168,8 @@ def _matched(registry: Registry, known: Past, name: tuple[str, str], limits: Int
 def _said(registry: Registry, known: Past, name: tuple[str, str], limits: Ints, as_of_ms: int) -> Floats:
     """An entity's features at positions of the log, float32 [n, features]."""
     moments = np.full(len(limits), as_of_ms, np.int64)
-    return registry.columns(known.kind, known.tiles(name, limits, moments), moments)
+    features = [registry.ranking[place] for place in registry.places[known.kind]]
+    return vectors(registry, features, known.tiles(name, limits, moments), moments)
 
 
 def _same(found: Floats, logged: Floats) -> NDArray[np.bool_]:

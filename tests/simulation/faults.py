@@ -1,15 +1,21 @@
 """What goes wrong in a run, and when: drawn from its seed, nothing else."""
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from online_store.ingest import Ingest
+from online_store.keys import Generation, Pointer
+from schemas.errors import StoreAwayError
+from schemas.features import REGISTRY
 from schemas.topics import Source
 from tests.simulation.feed import Feed
 from tests.simulation.group import Group
-from tests.simulation.process import MISHAPS, Broker, Process
-from tests.simulation.store import Replicas
+from tests.simulation.process import MISHAPS, ROWS_MAX, Broker, Process
+from tests.simulation.store import Connection, Replicas
+from tests.worlds import SCHEMA_IDS
 
 #: Steps at which a process is killed, as Process.passed names them.
 KILL_STEPS = (
@@ -128,6 +134,28 @@ class World:
         """A producer sends its last records again."""
         self.feed.write_twice(self.pick.randint(1, 20))
 
+    async def move_pointer(self) -> None:
+        """A cutover or its rollback: the other generation is filled, wholly or in part, and becomes current."""
+        pointer = await self.replicas.primary.pointer()
+        other = next(one for one in self.replicas.generations() if pointer is None or one != pointer.generation)
+        await self.fill(other, self.pick.choice((0.0, 0.5, 1.0)))
+        pointer = await self.replicas.primary.pointer()
+        wanted = Pointer(other.number, other.feature_version, other.shards)
+        if other in await self.replicas.primary.generations():
+            await self.replicas.primary.point(pointer, wanted)
+
+    async def fill(self, generation: Generation, share: float) -> None:
+        """Take a generation so far in every source, beside the workers; where the store is away it gets no further."""
+        store = Connection(self.replicas, _unhindered)
+        ingest = Ingest(store, REGISTRY, SCHEMA_IDS, self.feed.repeat_offsets, target=generation)
+        with contextlib.suppress(StoreAwayError):
+            await store.register(generation, self.replicas.generations()[generation])
+            log = self.broker.log
+            for source, position in (await ingest.positions(log.sources)).items():
+                while position < share * log.end(source) and (batch := log.fetch(source, position, ROWS_MAX)) is not None:
+                    position = max((await ingest.apply([ingest.decode(batch)]))[source], batch.following)  # noqa: PLW2901  # how far it has come
+                await ingest.settle(source)
+
     def _running(self) -> Process | None:
         found = [process for process in self.group.living() if not process.stopped]
         return self.pick.choice(found) if found else None
@@ -140,6 +168,10 @@ class World:
     async def _note_loss(self) -> None:
         stood = await self.replicas.lowest(self.group.sources)
         self.losses.append(Loss(asyncio.get_running_loop().time(), stood))
+
+
+async def _unhindered(_: str) -> None:
+    """Nobody kills who keeps a generation up to date."""
 
 
 #: Every fault there is, by name.
@@ -159,6 +191,7 @@ FAULTS: dict[str, Callable[[World], Awaitable[None]]] = {
     "garble": World.garble,
     "burst of poison": World.burst_of_poison,
     "range twice": World.range_twice,
+    "move the pointer": World.move_pointer,
 }
 
 

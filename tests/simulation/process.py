@@ -6,7 +6,7 @@ was asked for again comes again; what was fetched before may still come, twice, 
 
 import asyncio
 import random
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +15,7 @@ from online_store.ingest import Ingest
 from schemas.features import REGISTRY
 from schemas.topics import Batch, Source
 from streams.agents import BATCHES_AT_ONCE
+from streams.app import FOLLOW_S, RIVAL_S
 from streams.worker import Worker
 from tests.simulation.clock import for_ever
 from tests.simulation.store import Connection, Replicas
@@ -80,7 +81,8 @@ class Process:
         self._assigning = asyncio.Lock()
         self.consumer = Consumer(self, broker)
         stand_in: Any = self.consumer
-        self.worker = Worker(stand_in, Ingest(Connection(replicas, self.passed), REGISTRY, SCHEMA_IDS, repeat_offsets))
+        ingest = Ingest(Connection(replicas, self.passed), REGISTRY, SCHEMA_IDS, repeat_offsets, patience_s=RIVAL_S)
+        self.worker = Worker(stand_in, ingest)
 
     def start(self) -> None:
         """Fetch and apply whatever is assigned; look after the guards now and then."""
@@ -90,6 +92,7 @@ class Process:
             self.spawn(self.consumer.agent(topic))
         self.spawn(self._every(settle_s, self.worker.settle))
         self.spawn(self._every(check_s, self.worker.check_guards))
+        self.spawn(self._every(FOLLOW_S, self.worker.follow))
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Do this until the process dies; what it raises ends the process, as in streams/app.py."""
@@ -177,6 +180,7 @@ class Consumer:
         self._under_way: dict[Source, int] = {}
         self._queues: dict[str, deque[Batch]] = {topic: deque() for topic in SOURCE_TOPICS}
         self._arrived = {topic: asyncio.Event() for topic in SOURCE_TOPICS}
+        self._in_order: dict[Source, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     def pause(self) -> None:
         """A rebalance begins: nothing is fetched until it is over."""
@@ -228,10 +232,12 @@ class Consumer:
                 arrived.clear()
                 await arrived.wait()
             batch = queue.popleft()
-            await self.process.passed("before take")
-            self.broker.delivered(batch)
-            await self.process.worker.take(batch)
-            await self.process.passed("after take")
+            # In the order in which they were fetched, unless a mishap changed it.
+            async with self._in_order[batch.source]:
+                await self.process.passed("before take")
+                self.broker.delivered(batch)
+                await self.process.worker.take(batch)
+                await self.process.passed("after take")
 
     async def fetch(self) -> None:
         """Read on from where the partitions stand, again and again."""

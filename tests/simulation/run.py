@@ -6,8 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from schemas.codec import decode
-from schemas.errors import MillstreamError, StoreAwayError
-from schemas.features import REGISTRY
+from schemas.errors import GenerationError, MillstreamError, StoreAwayError
 from schemas.records import DeadLetter
 from schemas.topics import DEAD_LETTERS, Source
 from tests.oracle import Oracle
@@ -40,7 +39,8 @@ class NotDrainedError(MillstreamError):
 class Outcome:
     """What a run did, and what it found wrong: nothing, or sentences. heal_s_max: virtual seconds from lost writes to their return.
 
-    kills: by the step at which a process was killed. exits: processes that gave up because the store was away for too long.
+    kills: by the step at which a process was killed. exits: processes that gave up because the store was away for too long, or had lost
+    their generation.
     """
 
     seed: int
@@ -135,13 +135,14 @@ async def _watch(world: faults.World, outcome: Outcome) -> None:
 
 
 async def _drained(world: faults.World) -> None:
-    """Wait until the store has the whole log and no zombie is left. Raises NotDrainedError."""
+    """Wait until the store has the whole log, dead-letters all that is bad in it, and no zombie is left. Raises NotDrainedError."""
     ends = {source: world.broker.log.end(source) for source in world.broker.log.sources}
     loop = asyncio.get_running_loop()
     deadline_s = loop.time() + DRAIN_S_MAX
     while True:
         await asyncio.sleep(LOOK_S)
-        stands = await world.replicas.lowest(list(ends))
+        stands, sent = await world.replicas.lowest(list(ends)), await world.replicas.sent(list(ends))
+        stands = {source: min(offset, sent[source]) for source, offset in stands.items()}
         if not world.group.zombies() and not world.losses and all(stands[source] >= end for source, end in ends.items()):
             return
         if loop.time() > deadline_s:
@@ -152,10 +153,13 @@ async def _drained(world: faults.World) -> None:
 async def _judge(world: faults.World, outcome: Outcome) -> None:
     """Compare everything with what the log says."""
     oracle = oracle_of(world.broker.log, repeat_offsets=world.feed.repeat_offsets)
-    generation = await world.replicas.primary.current()
-    assert generation is not None
-    as_of_ms = world.pick.sample(moments(oracle), MOMENTS_COUNT)
-    differences = await compare(world.replicas.primary, REGISTRY, generation, oracle, as_of_ms)
+    as_of_ms, store = world.pick.sample(moments(oracle), MOMENTS_COUNT), world.replicas.primary
+    assert await store.current() is not None
+    differences = []
+    for generation, registry in (await store.generations()).items():
+        # One that is not current stands where it was left: what is missing is added, and what is wrong stays wrong.
+        await world.fill(generation, 1.0)
+        differences += [f"{generation.name}: {fault}" for fault in await compare(store, registry, generation, oracle, as_of_ms)]
     outcome.kills = world.broker.kills
     outcome.exits = len(world.group.failures)
     outcome.events = sum(map(len, world.broker.log.partitions.values()))
@@ -167,7 +171,9 @@ async def _judge(world: faults.World, outcome: Outcome) -> None:
     outcome.stale_writes_refused = world.replicas.stale_refused
     outcome.stale_writes_accepted = world.replicas.stale_accepted
     outcome.wrong += differences + wrong_letters(world.broker, oracle)
-    outcome.wrong += [f"a process ended by {error!r}" for error in world.group.failures if not isinstance(error, StoreAwayError)]
+    outcome.wrong += [
+        f"a process ended by {error!r}" for error in world.group.failures if not isinstance(error, StoreAwayError | GenerationError)
+    ]
     if world.replicas.stale_accepted:
         outcome.wrong.append(f"{world.replicas.stale_accepted} writes with an old guard were accepted")
 

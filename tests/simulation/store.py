@@ -15,13 +15,16 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from online_store.keys import ANY, Generation, Pointer
+from online_store.keys import ANY, LETTERS, Generation, Pointer
 from online_store.memory import MemoryStore
 from online_store.store import OnlineStore, Step
 from schemas.errors import StoreAwayError, StoreError
-from schemas.features import REGISTRY, Registry
+from schemas.features import FEATURES, REGISTRY, STATICS, Registry
 from schemas.topics import Source
+from schemas.windows import DAYS_30
 
+#: Of a generation besides the one that begins: the default registry without the longest window.
+OTHER = Registry(tuple(feature for feature in FEATURES if feature.window != DAYS_30), STATICS)
 SHARD = re.compile(rb"\{g\d+\.(\d+)\}")
 #: What a run may go back to: so many moments before now.
 SNAPSHOTS_MAX = 4
@@ -52,6 +55,11 @@ class Replicas:
     stale_refused: int = 0
     stale_accepted: int = 0
     snapshots: deque["Snapshot"] = field(default_factory=lambda: deque(maxlen=SNAPSHOTS_MAX))
+
+    def generations(self) -> dict[Generation, Registry]:
+        """Those that a run may have."""
+        registries = enumerate((REGISTRY, OTHER), 1)
+        return {Generation(number, registry.fingerprint, self.shards_count): registry for number, registry in registries}
 
     async def apply(self, registry: Registry, generation: Generation, step: Step) -> list[int]:
         """One step. Raises StoreAwayError before or after it was applied."""
@@ -125,6 +133,11 @@ class Replicas:
             return dict.fromkeys(sources, 0)
         found = await self.primary.guards(generation, sources)
         return dict(zip(sources, found.min(axis=1).tolist(), strict=True))
+
+    async def sent(self, sources: Sequence[Source]) -> dict[Source, int]:
+        """Up to where dead letters of each source were sent for sure."""
+        found = await self.primary.guards(LETTERS, sources)
+        return dict(zip(sources, found[:, 0].tolist(), strict=True))
 
 
 @dataclass(frozen=True, slots=True)

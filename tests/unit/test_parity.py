@@ -15,6 +15,7 @@ from online_store.ingest import Ingest
 from online_store.keys import Generation
 from online_store.memory import MemoryStore
 from replay.files import FileLog
+from replay.parity import compare as comparing
 from replay.parity import lag
 from replay.parity.compare import Question, compare
 from replay.parity.logged import against, draw
@@ -127,6 +128,15 @@ async def test_an_entity_that_only_one_has_fails() -> None:
     assert (entities(missing, "missing"), entities(extra, "extra")) == ({"user": 1}, {"user": 1})
     assert not missing["passed"]
     assert not extra["passed"]
+
+
+async def test_more_than_are_looked_at_again_are_counted_as_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing under way explains so many."""
+    monkeypatch.setattr(comparing, "AGAIN_COUNT_MAX", 1)
+    full, less = history(), without(history(), lambda record: record.topic != "impressions")
+    missing, extra = await compared(full, less), await compared(less, full)
+
+    assert (entities(missing, "missing")["user"], entities(extra, "extra")["user"]) == (2, 2)
 
 
 async def test_a_difference_up_to_the_tolerance_is_none() -> None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from replay.rebuild import Progress, begin_at, fill
 from schemas import codec
 from schemas.errors import GenerationError, SettingsError
 from schemas.features import REGISTRY
-from schemas.records import Record
+from schemas.records import Event
 from schemas.topics import CLICKS, IMPRESSIONS, SOURCES, Source
 from tests.property.test_rebuild import Read, records
 from tests.worlds import NOW_MS, Log, click, impression, replay, topic_of
@@ -26,7 +27,7 @@ PLACE = Source("impressions", 0)
 HOUR_MS = 3_600_000
 
 
-def append(log: FileLog, *sent: Record) -> None:
+def append(log: FileLog, *sent: Event) -> None:
     """Each under its key, with its own time."""
     for record in sent:
         topic = topic_of(record)
@@ -38,7 +39,7 @@ def log(tmp_path: Path) -> FileLog:
     """Impressions and clicks of five hours, one an hour."""
     found = FileLog(tmp_path / "log", partitions=2)
     for number in range(5):
-        at = {"request_id": f"r{number}", "user_id": f"u{number}", "ts_ms": NOW_MS + number * HOUR_MS}
+        at: dict[str, Any] = {"request_id": f"r{number}", "user_id": f"u{number}", "ts_ms": NOW_MS + number * HOUR_MS}
         append(found, impression(**at), click(**at))
     return found
 
