@@ -170,10 +170,16 @@ class Ingest:
         """Take a batch apart; never raises for what a record holds. One that does not follow what was decoded before is empty."""
         return decode(batch, self._readings[batch.source], self.schema_ids)
 
-    async def apply(self, batches: Sequence[Decoded]) -> dict[Source, int]:
+    def ahead(self, batches: Sequence[Decoded]) -> dict[int, Deltas]:
+        """What the events of decoded batches will change, by shard, if all that was decoded before them is applied: in any thread."""
+        events = [decoded for decoded in batches if decoded.events is not None]
+        return self._deltas(events) if events else {}
+
+    async def apply(self, batches: Sequence[Decoded], ahead: Mapping[int, Deltas] | None = None) -> dict[Source, int]:
         """Apply decoded batches, one a source at most, to the shards that they have rows for and that do not have them.
 
-        Events of several sources go to the store together: what they share it touches once.
+        Events of several sources go to the store together: what they share it touches once. ahead: what `ahead` said of all of them; it
+        is used where all of them are applied.
         Returns the offset to read each source on from: its batch's following one; an earlier one where a batch before it is missing,
         where another worker moved a guard, or where the store lost what it once had.
         """
@@ -185,7 +191,9 @@ class Ingest:
         sure = [decoded for decoded in due if decoded.batch.source not in unsure]
         events = [decoded for decoded in sure if decoded.events is not None]
         for together in filter(None, [events, *([decoded] for decoded in sure if decoded.events is None)]):
-            await self._step({decoded.batch.source: decoded.batch.following for decoded in together}, self._deltas(together))
+            is_whole = together is events and len(events) == sum(decoded.events is not None for decoded in batches)
+            deltas = ahead if is_whole and ahead is not None else self._deltas(together)
+            await self._step({decoded.batch.source: decoded.batch.following for decoded in together}, deltas)
         return {decoded.batch.source: self._readings[decoded.batch.source].position for decoded in batches}
 
     def _is_due(self, batch: Batch) -> bool:

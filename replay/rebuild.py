@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from online_store.deltas import NOTHING
+from online_store.deltas import NOTHING, Deltas
 from online_store.ingest import Ingest
 from online_store.keys import Generation
 from online_store.sources.decoded import Decoded
@@ -28,8 +28,8 @@ from schemas.errors import GenerationError
 from schemas.topics import SOURCES, Batch, Source
 
 #: Events that go to the store together: it touches each record once however often it comes. At 25,000 half a record is touched an event, at
-#: a million a sixth, and that is what the store's time goes to. Two calls are in memory, 900 bytes an event each: a million take 2 GB.
-CALL_EVENTS_MAX = 600_000
+#: 400,000 a quarter, and that is what the store's time goes to. Two calls are in memory, some 800 bytes an event each.
+CALL_EVENTS_MAX = 400_000
 
 
 class Progress(NamedTuple):
@@ -109,10 +109,10 @@ async def _read(ingest: Ingest, log: ReadableLog, ends: Mapping[Source, int], fi
     calls = _calls(_in_time(log, {source: starts.get(source, ends[source]) for source in ends}))
     applying: asyncio.Task[bool] | None = None
     try:
-        while call := await asyncio.to_thread(_decoded, ingest, calls):
+        while call := await asyncio.to_thread(_made, ingest, calls):
             if applying and not await applying:
                 return False
-            done += sum(one.batch.following - one.batch.start for one in call)
+            done += sum(one.batch.following - one.batch.start for one in call.batches)
             shown(done, max(left - done, 0))
             applying = asyncio.create_task(_apply(ingest, call, filled))
         return applying is None or await applying
@@ -151,14 +151,22 @@ def _joined(batches: list[Batch]) -> Batch:
     return Batch(first.source, [record for batch in batches for record in batch.records], first.start)
 
 
-def _decoded(ingest: Ingest, calls: Iterator[list[Batch]]) -> list[Decoded]:
-    """The next call, decoded; empty behind the last one."""
-    return [ingest.decode(batch) for batch in next(calls, [])]
+class Call(NamedTuple):
+    """One call to the store, made while the store has the one before it."""
+
+    batches: list[Decoded]
+    deltas: dict[int, Deltas]
 
 
-async def _apply(ingest: Ingest, call: list[Decoded], filled: Filled) -> bool:
+def _made(ingest: Ingest, calls: Iterator[list[Batch]]) -> Call | None:
+    """The next call; None behind the last one."""
+    batches = [ingest.decode(batch) for batch in next(calls, [])]
+    return Call(batches, ingest.ahead(batches)) if batches else None
+
+
+async def _apply(ingest: Ingest, call: Call, filled: Filled) -> bool:
     """Returns whether all of it was applied by us."""
-    positions = await ingest.apply(call)
-    for decoded in call:
+    positions = await ingest.apply(*call)
+    for decoded in call.batches:
         filled.count(decoded)
-    return all(positions[decoded.batch.source] == decoded.batch.following for decoded in call)
+    return all(positions[decoded.batch.source] == decoded.batch.following for decoded in call.batches)

@@ -51,9 +51,9 @@ ARGUMENTS: tuple[tuple[str, dict[str, Any]], ...] = (
         {"action": "store_true", "help": "end with exit code 0 once nothing is left, instead of going on at the live tail"},
     ),
 )
-#: Bytes that one answer of the broker holds while a generation is filled: twice as much as live, for nobody waits, and larger batches touch
-#: fewer records an event. Some three times as much are in memory for each batch under way.
-PARTITION_BYTES_MAX = 16 << 20
+#: Bytes that one answer of the broker holds while a generation is filled: six times as much as live, for nobody waits, and larger batches
+#: touch fewer records an event. Some three times as much are in memory for each batch under way.
+PARTITION_BYTES_MAX = 48 << 20
 #: How long a call to the store may take (seconds): a call of a rebuild is larger than those of live ingest.
 STORE_S = 30.0
 #: How often the pointer, the registrations and the lag are looked at (seconds).

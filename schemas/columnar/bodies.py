@@ -43,7 +43,7 @@ def _step(kind: Any, column: int) -> Step | None:  # noqa: ANN401  # Avro's own:
     return (KINDS[name], null, column) if plain else None
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def framings(raw: Buffer, spans: NDArray[np.int64], bytes_max: int) -> tuple[NDArray[np.uint8], NDArray[np.uint64]]:
     """How values are framed. spans: int64 [n, 2], where each begins and ends.
 
@@ -66,7 +66,7 @@ def framings(raw: Buffer, spans: NDArray[np.int64], bytes_max: int) -> tuple[NDA
     return skip, schema
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def read(  # noqa: C901  # one loop over bytes, its cases side by side
     raw: Buffer, spans: NDArray[np.int64], plan: NDArray[np.int64], numbers: NDArray[np.int64], words: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
@@ -105,7 +105,7 @@ def read(  # noqa: C901  # one loop over bytes, its cases side by side
     return odd
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def _long(raw: Buffer, at: int, end: int) -> tuple[np.int64, int]:
     """The long here, and where it ends: zig-zag, seven bits a byte, low ones first; -1 where it has more than nine bytes or is cut."""
     value = np.uint64(0)
@@ -120,7 +120,7 @@ def _long(raw: Buffer, at: int, end: int) -> tuple[np.int64, int]:
     return np.int64(0), -1
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def _word(raw: Buffer, at: int, end: int) -> tuple[int, int, int]:
     """Start and length of the string here, and where it ends, -1 where it is none."""
     said, at = _long(raw, at, end)
@@ -130,7 +130,7 @@ def _word(raw: Buffer, at: int, end: int) -> tuple[int, int, int]:
     return at, length, at + length
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def _past_map(raw: Buffer, at: int, end: int) -> int:
     """Where the map of strings here ends, -1 where it is none or tells its size in bytes."""
     while True:

@@ -54,7 +54,7 @@ def group(text: Buffer, ids: Ints, tenants: Ints, ts_ms: Ints, adds: Ints, tile_
     return Grouped(*_group(text, ids, tenants, ts_ms, adds, tile_ms, places.source, places.offset, places.guards))
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def keys(  # noqa: PLR0913  # compiled functions take arrays, not objects
     text: Buffer, ids: Ints, tenants: Ints, kind: NDArray[np.uint8], event: Ints, entities_at: Ints, heads: Buffer, heads_at: Ints
 ) -> tuple[Buffer, Ints]:
@@ -79,7 +79,7 @@ def keys(  # noqa: PLR0913  # compiled functions take arrays, not objects
     return out, starts
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def _group(  # noqa: C901, PLR0913  # one loop over events; two hash tables under way
     text: Buffer, ids: Ints, tenants: Ints, ts_ms: Ints, adds: Ints, tile_ms: Ints, source: Ints, offset: Ints, guards: Ints
 ) -> tuple[NDArray[np.uint8], Ints, Ints, Ints, Ints, Ints, Ints, Ints]:
@@ -137,7 +137,7 @@ def _group(  # noqa: C901, PLR0913  # one loop over events; two hash tables unde
     return _sorted(kind[:entities], event[:entities], shard[:entities], owner[:rows], tile[:rows], sums[:rows], last_ms[:rows], shards)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def _sorted(  # noqa: PLR0913  # as `keys`
     kind: NDArray[np.uint8], event: Ints, shard: Ints, owner: Ints, tile: Ints, sums: Ints, last_ms: Ints, shards: int
 ) -> tuple[NDArray[np.uint8], Ints, Ints, Ints, Ints, Ints, Ints, Ints]:
@@ -188,7 +188,7 @@ def coarsened(grouped: Grouped, rings: Rings) -> Grouped:
     return Grouped(grouped.kind, grouped.event, grouped.entities_at, rows_at, *rows)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def _coarsened(  # noqa: PLR0913  # as `keys`
     kind: NDArray[np.uint8],
     entities_at: Ints,
@@ -225,7 +225,7 @@ def _coarsened(  # noqa: PLR0913  # as `keys`
     return out_at, place[:out], tile[:out], adds[:out], last_ms[:out]
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def _wanted_ms(start_ms: int, newest_ms: int, hop_ms: Ints, slots: Ints) -> int:
     """The longest step whose tiles are whole in all rings that still want this moment beside the newest; 0 where none does."""
     step_ms = 0
@@ -237,12 +237,12 @@ def _wanted_ms(start_ms: int, newest_ms: int, hop_ms: Ints, slots: Ints) -> int:
     return step_ms
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def _same_word(text: Buffer, a: Ints, b: Ints) -> bool:
     return a[1] == b[1] and same(text, a[0], b[0], a[1])
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def _name(text: Buffer, tenant: Ints, word: Ints, out: Buffer, at: int) -> int:
     """Write "tenant:id"; returns where it ends."""
     at = _copied(text, tenant[0], tenant[1], out, at)
@@ -250,7 +250,7 @@ def _name(text: Buffer, tenant: Ints, word: Ints, out: Buffer, at: int) -> int:
     return _copied(text, word[0], word[1], out, at + 1)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def _copied(text: Buffer, start: int, length: int, out: Buffer, at: int) -> int:
     for place in range(length):
         out[at + place] = text[start + place]

@@ -70,7 +70,7 @@ def named(text: Buffer, words: Offsets) -> Identities:
     return _hashed(text, np.zeros(words.shape[1], np.uint8), words)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def _hashed(text: Buffer, record: NDArray[np.uint8], words: Offsets) -> Identities:
     found = np.zeros(len(record), np.uint64)
     for row in range(len(record)):
@@ -81,7 +81,7 @@ def _hashed(text: Buffer, record: NDArray[np.uint8], words: Offsets) -> Identiti
     return found
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def _mark(
     identities: Identities,
     offsets: Offsets,

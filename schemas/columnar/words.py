@@ -19,7 +19,7 @@ def same(text: Buffer, a: int, b: int, length: int) -> bool:
     return True
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def hash64(text: Buffer, start: int, length: int, seed: np.uint64) -> np.uint64:
     """64 bits of a span, after MurmurHash3's 128-bit body and finalizer (Appleby, public domain): good in every bit, not for storing."""
     value = seed ^ np.uint64(length)
@@ -39,7 +39,7 @@ def hash64(text: Buffer, start: int, length: int, seed: np.uint64) -> np.uint64:
     return value ^ (value >> np.uint64(33))
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def xxh32(data: Buffer, length: int) -> np.uint32:
     """xxHash32 of the first bytes, seed 0 (specification: xxHash, doc/xxhash_spec.md): what online_store.keys.shard_of takes."""
     prime = np.array([2654435761, 2246822519, 3266489917, 668265263, 374761393], np.uint32)
@@ -76,7 +76,7 @@ def _four(data: Buffer, at: int) -> np.uint32:
     return np.uint32(low | (np.uint32(data[at + 2]) << np.uint32(16)) | (np.uint32(data[at + 3]) << np.uint32(24)))
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def is_utf8(text: Buffer, start: int, length: int) -> bool:
     """Whether a span is UTF-8 (RFC 3629): no overlong forms, no surrogates, nothing past U+10FFFF."""
     at, end = start, start + length
@@ -100,7 +100,7 @@ def is_utf8(text: Buffer, start: int, length: int) -> bool:
     return True
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def has_byte(text: Buffer, spans: NDArray[np.int64], byte: int) -> NDArray[np.bool_]:
     """Which spans hold a byte, bool [n]. spans: int64 [n, 2], start and length."""
     found = np.zeros(len(spans), np.bool_)
