@@ -120,6 +120,23 @@ async def test_a_generation_that_is_behind_is_read_for_again(store: MemoryStore)
     assert (consumer.rewinds, await dump(store)) == ([0], await expected(found))
 
 
+async def test_who_keeps_a_generation_up_to_date_is_waited_for(store: MemoryStore) -> None:
+    """It stands a little behind us, as it always does: once it has passed, nothing is read again."""
+    found = log("a", "b", "c", "d")
+    worker, consumer = begun(store, patience_s=5.0)
+    await worker.assign([SOURCE])
+    await worker.take(fetch(found, 0, 3))
+    await fill(store, found, 1)
+    await point(store)
+    following = asyncio.create_task(worker.follow())
+    await asyncio.sleep(0.01)
+    await fill(store, found, 3)
+    await following
+    await read_on(worker, consumer, found, 3)
+
+    assert (consumer.rewinds, await dump(store)) == ([], await expected(found))
+
+
 async def test_the_way_back_is_the_same(store: MemoryStore) -> None:
     """A rollback to a generation that was kept up to date reads nothing again; both end the same as if they were never left."""
     found = log("a", "b", "c", "d", "e", "f")
