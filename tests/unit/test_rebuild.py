@@ -186,6 +186,28 @@ async def test_another_rebuild_of_the_same_generation_does_no_harm(monkeypatch: 
     assert await records(store, TARGET) == await records(alone, Generation(1, REGISTRY.fingerprint))
 
 
+async def test_what_was_made_ahead_is_used_whole_or_not_at_all() -> None:
+    """It has the events of a source in it that somebody else applied meanwhile: they are not counted once more."""
+    found = Log()
+    for event in range(6):
+        found.add(impression("u", request_id=f"r{event}"), partition=event % 2)
+    store, alone = MemoryStore(REGISTRY), MemoryStore(REGISTRY)
+    await replay(found, alone)
+    await store.register(TARGET, REGISTRY)
+    ingest, other = (Ingest(store, REGISTRY, repeat_offsets=0, target=TARGET) for _ in range(2))
+    for one in (ingest, other):
+        await one.positions(found.sources)
+    batches = [batch for source in found.sources if (batch := found.fetch(source, 0, 9))]
+    decoded = [ingest.decode(batch) for batch in batches]
+    ahead = ingest.ahead(decoded)
+    await other.apply([other.decode(batches[1])])
+    await other.settle(found.sources[1])
+    await ingest.positions([found.sources[1]])
+    await ingest.apply(decoded, ahead)
+
+    assert await records(store, TARGET) == await records(alone, Generation(1, REGISTRY.fingerprint))
+
+
 def test_columns_that_follow_one_another_are_joined(tmp_path: Path) -> None:
     """As if they had been read at once: keys, values and headers lie in one text."""
     lake = SunkLog(tmp_path, 1)
