@@ -1,6 +1,7 @@
 """Where a rebuilt generation begins, how much goes to the store at once, and what is told meanwhile."""
 
 import json
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,18 @@ from compose.replay.beginning import beginning
 from online_store.ingest import Ingest
 from online_store.keys import Generation
 from online_store.memory import MemoryStore
+from online_store.store import Step
 from replay import rebuild
 from replay.files import FileLog
 from replay.log import Message
 from replay.rebuild import Progress, begin_at, fill
 from schemas import codec
+from schemas.columnar.log import LogColumns, joined
 from schemas.errors import GenerationError, SettingsError
 from schemas.features import REGISTRY
 from schemas.records import Event
 from schemas.topics import CLICKS, IMPRESSIONS, SOURCES, Source
+from tests.lakes import SunkLog
 from tests.property.test_rebuild import Read, records
 from tests.worlds import NOW_MS, Log, click, impression, replay, topic_of
 
@@ -143,33 +147,78 @@ async def test_who_looks_is_told_how_far_it_is(log: FileLog, monkeypatch: pytest
     assert (Progress(400, 200, 2.0).events_per_s, Progress(400, 200, 2.0).seconds_left) == (200.0, 1.0)
 
 
-async def test_another_rebuild_of_the_same_generation_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whose guards moved reads on from where they stand: counted once, whoever did it."""
+class Visited(MemoryStore):
+    """A store in which somebody else does something before its n-th step."""
+
+    def __init__(self, number: int, visit: Callable[[], Awaitable[object]]) -> None:
+        super().__init__(REGISTRY)
+        self.left, self.visit = number, visit
+
+    async def apply(self, generation: Generation, steps: Sequence[Step]) -> list[list[int]]:
+        """As MemoryStore.apply."""
+        self.left -= 1
+        if self.left == 0:
+            await self.visit()
+        return await super().apply(generation, steps)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+async def test_another_rebuild_of_the_same_generation_does_no_harm(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Whose guards it moved reads on from where they stand: each event counts once, whoever took it."""
     found = Log()
-    for number in range(12):
-        found.add(impression(f"u{number}", request_id=f"r{number}"), partition=number % 2)
-    monkeypatch.setattr(rebuild, "CALL_EVENTS_MAX", 3)
+    for event in range(24):
+        found.add(impression(f"u{event % 5}", request_id=f"r{event}"), partition=event % 2)
+    monkeypatch.setattr(rebuild, "CALL_EVENTS_MAX", 6)
+
+    async def rival() -> None:
+        other = Ingest(store, REGISTRY, target=TARGET)
+        for source, start in (await other.positions([Source("impressions", 1)])).items():
+            batch = found.fetch(source, start, 2)
+            assert batch is not None
+            await other.apply([other.decode(batch)])
+            await other.settle(source)
+
+    store, alone = Visited(number, rival), MemoryStore(REGISTRY)
+    await replay(found, alone)
+    await store.register(TARGET, REGISTRY)
+    await fill(Ingest(store, REGISTRY, repeat_offsets=0, target=TARGET), Read(found))
+
+    assert await records(store, TARGET) == await records(alone, Generation(1, REGISTRY.fingerprint))
+
+
+async def test_what_was_made_ahead_is_used_whole_or_not_at_all() -> None:
+    """It has the events of a source in it that somebody else applied meanwhile: they are not counted once more."""
+    found = Log()
+    for event in range(6):
+        found.add(impression("u", request_id=f"r{event}"), partition=event % 2)
     store, alone = MemoryStore(REGISTRY), MemoryStore(REGISTRY)
     await replay(found, alone)
     await store.register(TARGET, REGISTRY)
-    first = Ingest(store, REGISTRY, target=TARGET)
-    shown = iter(range(100))
-
-    async def rival() -> None:
-        await fill(Ingest(store, REGISTRY, target=TARGET), Read(found))
-
-    original = store.apply
-
-    async def apply(*arguments: object) -> object:
-        if next(shown) == 1:
-            store.apply = original  # type: ignore[method-assign]  # the rival's steps are its own
-            await rival()
-        return await original(*arguments)  # type: ignore[arg-type]  # passed on
-
-    store.apply = apply  # type: ignore[method-assign, assignment]  # a rival comes between two steps
-    await fill(first, Read(found))
+    ingest, other = (Ingest(store, REGISTRY, repeat_offsets=0, target=TARGET) for _ in range(2))
+    for one in (ingest, other):
+        await one.positions(found.sources)
+    batches = [batch for source in found.sources if (batch := found.fetch(source, 0, 9))]
+    decoded = [ingest.decode(batch) for batch in batches]
+    ahead = ingest.ahead(decoded)
+    await other.apply([other.decode(batches[1])])
+    await other.settle(found.sources[1])
+    await ingest.positions([found.sources[1]])
+    await ingest.apply(decoded, ahead)
 
     assert await records(store, TARGET) == await records(alone, Generation(1, REGISTRY.fingerprint))
+
+
+def test_columns_that_follow_one_another_are_joined(tmp_path: Path) -> None:
+    """As if they had been read at once: keys, values and headers lie in one text."""
+    lake = SunkLog(tmp_path, 1)
+    for day in range(3):
+        at_ms = NOW_MS + day * 24 * HOUR_MS
+        sent = [Message(b"u%d" % number, None if number == 2 else b"v%d" % day, at_ms, (("h", b"%d" % number),)) for number in range(4)]
+        lake.append(IMPRESSIONS, sent)
+    days = [batch.records for batch in lake.read(IMPRESSIONS) if isinstance(batch.records, LogColumns)]
+
+    assert len(days) == 3
+    assert list(joined(days)) == [record for day in days for record in day]
 
 
 def test_offsets_are_named_by_source(log: FileLog, tmp_path: Path) -> None:
