@@ -171,7 +171,7 @@ class Ingest:
         return decode(batch, self._readings[batch.source], self.schema_ids)
 
     def ahead(self, batches: Sequence[Decoded]) -> dict[int, Deltas]:
-        """What the events of decoded batches will change, by shard, if all that was decoded before them is applied: in any thread."""
+        """What the events of decoded batches will change, by shard, once all that was decoded before them is applied: in any thread."""
         events = [decoded for decoded in batches if decoded.events is not None]
         return self._deltas(events) if events else {}
 
@@ -179,7 +179,7 @@ class Ingest:
         """Apply decoded batches, one a source at most, to the shards that they have rows for and that do not have them.
 
         Events of several sources go to the store together: what they share it touches once. ahead: what `ahead` said of all of them; it
-        is used where all of them are applied.
+        is used where all of them are to be applied to every shard.
         Returns the offset to read each source on from: its batch's following one; an earlier one where a batch before it is missing,
         where another worker moved a guard, or where the store lost what it once had.
         """
@@ -192,7 +192,7 @@ class Ingest:
         events = [decoded for decoded in sure if decoded.events is not None]
         for together in filter(None, [events, *([decoded] for decoded in sure if decoded.events is None)]):
             is_whole = together is events and len(events) == sum(decoded.events is not None for decoded in batches)
-            deltas = ahead if is_whole and ahead is not None else self._deltas(together)
+            deltas = ahead if ahead is not None and is_whole and all(map(self._is_new, events)) else self._deltas(together)
             await self._step({decoded.batch.source: decoded.batch.following for decoded in together}, deltas)
         return {decoded.batch.source: self._readings[decoded.batch.source].position for decoded in batches}
 
@@ -204,6 +204,10 @@ class Ingest:
         """Whether a batch was decoded right behind all that was applied."""
         reading = self._readings[decoded.batch.source]
         return decoded.reading is reading and decoded.start == reading.position
+
+    def _is_new(self, decoded: Decoded) -> bool:
+        """Whether no shard has any of a batch."""
+        return bool((self._readings[decoded.batch.source].guards <= decoded.start).all())
 
     async def settle(self, source: Source) -> int:
         """Move the guards of the shards that a source had nothing for lately, so that nobody reads that stretch again.

@@ -45,6 +45,8 @@ class MemoryStore:
         return [self._apply(guard_key(generation, step.shard), step) for step in steps]
 
     def _apply(self, guard: bytes, step: Step) -> list[int]:
+        if not step.moves:
+            raise StoreError("a step moves no guard: what it adds would be added again. It was not made by online_store.ingest.")
         guards = self._guards.setdefault(guard, {})
         standing = [guards.get(str(move.source), 0) for move in step.moves]
         if standing != [move.expected for move in step.moves]:

@@ -19,6 +19,7 @@ local unpack_all, unpack, pack, sub, byte, concat = unpack, struct.unpack, struc
 local call, floor_of = redis.call, math.floor
 
 local kinds, rows, statics = ARGV[1], ARGV[2], ARGV[3]
+if #ARGV < 6 then return redis.error_reply('ERR a step moves no guard: what it adds would be added again') end
 local guards, standing, is_expected = {}, {}, true
 for at = 4, #ARGV, 3 do
   local guard = tonumber(call('HGET', KEYS[1], ARGV[at]) or '0')

@@ -206,6 +206,14 @@ async def test_a_step_of_several_sources_needs_all_their_guards(store: OnlineSto
     assert (told, (await store.guards(GENERATION, [SOURCE, BESIDE]))[:, 1].tolist(), await counted(store, "a")) == ([[10, 7]], [10, 7], 0)
 
 
+async def test_a_step_that_moves_no_guard_is_refused(store: OnlineStore) -> None:
+    """It could be applied again and again."""
+    with pytest.raises(StoreError, match="moves no guard"):
+        await store.apply(GENERATION, [Step(1, [], impressions("a"))])
+
+    assert await counted(store, "a") == 0
+
+
 async def test_a_call_without_steps_does_nothing(store: OnlineStore) -> None:
     """A batch may touch no shard."""
     assert await store.apply(GENERATION, []) == []
