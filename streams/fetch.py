@@ -7,7 +7,6 @@ This replaces two names in aiokafka.consumer.fetcher of 0.14.0, which is pinned 
 """
 
 import struct
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -25,9 +24,6 @@ HEADER = struct.Struct(">qiibIhiqqqhii")
 #: Bytes before what batchLength counts, and before what the checksum covers.
 LENGTH_END, CRC_END = 12, 21
 MAGIC = 2
-#: How long an answer that nobody takes holds up the next fetch (seconds). With aiokafka's own 0.1 an answer of each partition would pile up
-#: behind a store that is busy; for ever, a partition that is stuck would stop all.
-HELD_S = 1.0
 COMPRESSION, LOG_APPEND_TIME, TRANSACTIONAL, CONTROL = 0x07, 0x08, 0x10, 0x20
 #: By number: whether it can be read here, and how.
 CODECS: dict[int, tuple[Callable[[], bool], Callable[[Any], bytes]]] = {
@@ -58,10 +54,6 @@ class FetchResult(fetcher.FetchResult):  # type: ignore[misc]  # as above
     """An answer about one partition, handed on whole."""
 
     _partition_records: Any
-
-    def calculate_backoff(self) -> float:
-        """How long nothing else is fetched while nobody takes this (seconds)."""
-        return float(max(self._created + HELD_S - time.monotonic(), 0))
 
     def getall(self, max_records: int | None = None) -> Sequence[Any]:
         """All its records. max_records: for what aiokafka reads one by one."""

@@ -30,8 +30,10 @@ Positions = Callable[[Sequence[Source]], Awaitable[Mapping[Source, int]]]
 #: How long the broker may hold back an answer while it has nothing to send (milliseconds). A partition that was not asked for in that
 #: request waits as long though it has records: Faust's own 1,500 stalls a busy partition beside idle ones. Less is idle polling.
 FETCH_WAIT_MS = 50
-#: Batches that may be under way: one is decoded while the store has another, and a third waits. More would fill memory.
-UNDER_WAY_MAX = 3
+#: Bytes of one answer of the broker, all partitions together, unless one may have more: a worker holds three times as much of it meanwhile.
+FETCH_BYTES_MAX = 6 << 20
+#: Batches that may be under way: more would wait in memory, taken apart, instead of as the broker sent them.
+UNDER_WAY_MAX = 6
 #: How often a fetch looks for partitions whose batch is done, while some have one under way (seconds).
 BUSY_WAIT_S = 0.01
 
@@ -45,8 +47,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         fetch.install()
         consumer = super()._create_worker_consumer(transport)
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS  # noqa: SLF001  # the seam: read when the consumer starts
-        # An answer is taken apart whole, at three times its size: of all partitions together it holds no more than of one.
-        consumer._fetch_max_bytes = transport.app.conf.consumer_max_fetch_size  # noqa: SLF001  # as above
+        consumer._fetch_max_bytes = max(FETCH_BYTES_MAX, 3 * transport.app.conf.consumer_max_fetch_size // 2)  # noqa: SLF001  # as above
         # What a transactional producer took back was never said: replay and the ranker do not see it either.
         consumer._isolation_level = "read_committed"  # noqa: SLF001  # as above
         return consumer

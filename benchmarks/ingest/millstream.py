@@ -30,6 +30,8 @@ from schemas.topics import Source
 LOOK_S = 0.05
 #: How long a run may take (seconds) before it is given up.
 RUN_S = 300.0
+#: How long the last parts of the last batches, and guards of shards without rows, may take to follow (seconds).
+SETTLED_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,9 +156,20 @@ def look(stack: Stack, events: int, pids: list[int]) -> Look:
     return Look(time.monotonic(), events, total, stack.store_cpu_s())
 
 
+async def _settled(store: OnlineStore, run: Run) -> None:
+    """Return once every shard has everything: a batch goes to the store in parts, and the furthest guard tells of the first one."""
+    generation, ends = Generation(1, run.registry.fingerprint), log.ends(run.feed)
+    deadline_s = time.monotonic() + SETTLED_S
+    while (await store.guards(generation, list(ends))).min(axis=1).tolist() != list(ends.values()):
+        if time.monotonic() > deadline_s:
+            raise MillstreamError(f"some shards lack something {SETTLED_S} s after the last event was applied to another.")
+        await asyncio.sleep(LOOK_S)
+
+
 async def check(stack: Stack, run: Run) -> int:
     """How many entities the store and the feed agree on. Raises MillstreamError where there is one on which they do not."""
     store = RedisStore(stack.store_url, run.registry, timeout_s=60)
+    await _settled(store, run)
     compared, faults = await wrong(store, run.registry, Generation(1, run.registry.fingerprint), run.feed)
     await store.close()
     if faults:

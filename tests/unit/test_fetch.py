@@ -125,10 +125,3 @@ async def test_an_answer_is_let_go_once_it_is_read() -> None:
         assert (len(found), held()) == (20, None)
     finally:
         gc.enable()
-
-
-def test_an_answer_that_nobody_takes_holds_up_the_next_fetch() -> None:
-    """Whatever aiokafka would have it wait: one answer waits in memory beside a busy store, not one of each partition."""
-    waiting = fetch.FetchResult(TP, assignment=None, partition_records=None, backoff=0.0)
-
-    assert waiting.calculate_backoff() > 0
