@@ -181,7 +181,7 @@ class Rings(NamedTuple):
 def coarsened(grouped: Grouped, rings: Rings) -> Grouped:
     """The same for the store, in fewer rows.
 
-    What is so old beside its entity's newest row that only coarse rings want it is summed by their tiles, and left out where none does: a
+    What is so old beside its entity's newest row that only coarse rings want it is summed by their tiles, and left out where none does; a
     day of a popular item is three hundred tiles of five minutes, of which its finest ring keeps fourteen.
     """
     rows_at, *rows = _coarsened(*grouped[:1], *grouped[2:], *rings)
@@ -211,8 +211,10 @@ def _coarsened(  # noqa: PLR0913  # as `keys`
             of_kind, first, newest = kind[entities_at[shard] + place[row]], out, tile[end - 1]
             for old in range(row, end):
                 step_ms = _wanted_ms(tile[old] * tile_ms[of_kind], newest * tile_ms[of_kind], hop_ms[of_kind], slots[of_kind])
-                if not step_ms:
+                if not step_ms and old < end - 1:
                     continue
+                # The newest is kept where no ring is, too: it says when its entity was active.
+                step_ms = step_ms or tile_ms[of_kind]
                 of_tile = tile[old] * tile_ms[of_kind] // step_ms * step_ms // tile_ms[of_kind]
                 if out > first and tile[out - 1] == of_tile:
                     adds[out - 1] += adds[old]

@@ -8,12 +8,15 @@ import pytest
 from online_store.ingest import Ingest
 from online_store.keys import Generation
 from online_store.memory import MemoryStore
+from online_store.reading import read
+from online_store.record import layouts
 from online_store.store import Step
+from schemas.aggregates import USER
 from schemas.errors import StoreAwayError
-from schemas.features import REGISTRY
+from schemas.features import REGISTRY, Registry, idle_hours
 from schemas.topics import Source
+from tests.worlds import NOW_MS, batch, dump, impression, replay, replayed, stored, take
 from tests.worlds import Log as Logs
-from tests.worlds import batch, dump, impression, replayed, stored, take
 
 
 class Tiring(MemoryStore):
@@ -106,3 +109,16 @@ async def test_beside_a_slow_store_calls_take_turns(slow_s: float, at_once: int,
     await asyncio.gather(*(take(ingest, one) for one in batches[1:]))
 
     assert store.at_once_max == at_once
+
+
+async def test_who_has_no_window_was_active_all_the_same() -> None:
+    """A kind of which only static fields and the last activity are kept has no tiles to add to."""
+    registry = Registry((idle_hours("last_active_hours", USER),))
+    log = Logs()
+    log.add(impression("u", "i"))
+    store = MemoryStore(registry)
+    await replay(log, store, registry)
+    (key,) = [record async for record in store.records(Generation(1, registry.fingerprint))]
+    tiles = read(layouts(registry)[USER], await store.read([key]), NOW_MS)
+
+    assert tiles.last_active_ms.tolist() == [NOW_MS]
