@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import pkgutil
 import sys
 import time
 from collections.abc import Callable
@@ -18,8 +19,9 @@ from compose import processes
 from compose import redrive as redrives
 from compose import topics as topics_module
 from compose.demo import run as demo_module
-from compose.replay import cutover, parity, rows, snapshot, verify
+from compose.replay import cutover, snapshot
 from compose.replay import rebuild as rebuilds
+from compose.replay.arguments import PARITY, ROWS, VERIFY
 from compose.settings import Settings
 from compose.stack.local import LocalStack
 from online_store.keys import Entity
@@ -168,6 +170,16 @@ def demo(settings: Settings, arguments: Arguments) -> Result:
     return demo_module.run(settings.state_dir, data=arguments.data, seed=arguments.seed, live=not arguments.json)
 
 
+def _later(name: str) -> Callable[[Settings, Arguments], Result]:
+    """A verb that is imported when it runs, for what it imports (compose/replay/arguments.py). name: module:function."""
+
+    def run(settings: Settings, arguments: Arguments) -> Result:
+        result: Result = pkgutil.resolve_name(name)(settings, arguments)
+        return result
+
+    return run
+
+
 def _progress(arguments: Arguments) -> Progress:
     return Progress(console=Console(stderr=True), disable=arguments.json or not sys.stderr.isatty(), transient=True)
 
@@ -263,10 +275,10 @@ VERBS: dict[str, Verb] = {
             ("--repair", {"default": "", "help": "with redrive: module:function, bytes to mended bytes, None to leave a letter"}),
         ),
     ),
-    "replay parity": Verb(parity.parity, "compare two generations, feature by feature", parity.ARGUMENTS),
-    "replay rows": Verb(rows.rows, "write what was served and what came of it as training rows", rows.ARGUMENTS),
+    "replay parity": Verb(_later("compose.replay.parity:parity"), "compare two generations, feature by feature", PARITY),
+    "replay rows": Verb(_later("compose.replay.rows:rows"), "write what was served and what came of it as training rows", ROWS),
     "replay backfill-snapshot": Verb(snapshot.snapshot, "write what the store knows of its items into a file", snapshot.ARGUMENTS),
-    "replay verify": Verb(verify.verify, "hold what was served against the log", verify.ARGUMENTS),
+    "replay verify": Verb(_later("compose.replay.verify:verify"), "hold what was served against the log", VERIFY),
     "demo": Verb(
         demo,
         "run the whole loop on this machine",

@@ -14,6 +14,9 @@ DAY_MS = 24 * HOUR_MS
 #: CLOCK_SKEW_MS_MAX early and an event as much late. It costs spare slots in every ring; less would make reads during
 #: back-pressure approximate.
 LATENESS_MS = 600_000
+#: What comes later than this after its request is no label of it (milliseconds). Longer makes labels of readers who came back for another
+#: reason, and training wait for them; shorter takes slow readers for uninterested ones.
+ATTRIBUTION_MS = DAY_MS
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,19 +22,6 @@ from replay.parity.side import Side
 from schemas.errors import GenerationError
 from schemas.topics import SOURCES, Source
 
-ARGUMENTS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("first", {"help": "the generation that is known to be right, for one g3"}),
-    ("second", {"help": "the one to compare with it"}),
-    ("--sample", {"type": float, "default": 1.0, "help": "share of the entities, the same ones in both"}),
-    ("--tolerance", {"type": float, "default": 0.0, "help": "relative difference that is taken for none"}),
-    (
-        "--against-log",
-        {"type": int, "default": 0, "metavar": "COUNT", "help": "recompute so many users and items from the log, too"},
-    ),
-    sources.ARGUMENT,
-    ("--as-of-ms", {"type": int, "help": "event time in milliseconds UTC; now if absent"}),
-)
-
 
 def parity(settings: Settings, arguments: argparse.Namespace) -> dict[str, Any]:
     """Compare two generations; exit code 1 where they differ. The whole report is in state_dir/parity."""

@@ -18,8 +18,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
+from compose.replay.arguments import SOURCE
 from compose.replay.beginning import beginning
-from compose.replay.sources import ARGUMENT, chosen, lake_of
+from compose.replay.sources import chosen, lake_of
 from compose.settings import Settings
 from online_store.ingest import Ingest
 from online_store.keys import Generation
@@ -44,7 +45,7 @@ ARGUMENTS: tuple[tuple[str, dict[str, Any]], ...] = (
             "help": "2026-11-20 or 2026-11-20T08:30 (UTC), topic/partition=offset,..., or a JSON file of those",
         },
     ),
-    ARGUMENT,
+    SOURCE,
     ("--generation", {"default": "new", "help": "new: of the registry in `features`; g4: that one is resumed, with its own"}),
     (
         "--until-caught-up",

@@ -4,7 +4,6 @@ import argparse
 import gc
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -13,18 +12,9 @@ from rich.progress import Progress
 from compose.replay import sources
 from compose.settings import Settings
 from replay.history import events_of, read_history
-from replay.served.labels import ATTRIBUTION_MS, LONG_VIEW_MS, Labels
+from replay.served.labels import LONG_VIEW_MS, Labels
+from replay.served.training import Made, groups, write
 from replay.served.vectors import Recomputed
-
-ARGUMENTS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("file", {"type": Path, "help": "the Parquet file to write"}),
-    (
-        "--vectors",
-        {"choices": ["telemetry", "recomputed"], "default": "telemetry", "help": "as served, or as this registry would have"},
-    ),
-    ("--attribution-ms", {"type": int, "default": ATTRIBUTION_MS, "help": "how long after its request an act is a label"}),
-    sources.ARGUMENT,
-)
 
 #: Objects made and not freed before a search for cycles begins. A log's records have none, and usual (700) is a walk through them every few
 #: batches: a third of all the time. More would let what a library leaves behind pile up.
@@ -34,8 +24,6 @@ GARBAGE_THRESHOLD = 50_000
 def rows(settings: Settings, arguments: argparse.Namespace) -> dict[str, Any]:
     """Write a row for each served item that somebody saw."""
     gc.set_threshold(GARBAGE_THRESHOLD)
-    from replay.served.training import Made, groups, write  # noqa: PLC0415  # pyarrow is 40 MB: other verbs do without
-
     started_s = time.monotonic()
     log = sources.chosen(settings, arguments.source)
     made = Made(

@@ -1,17 +1,11 @@
 """Which log an action reads: Kafka, the lake, or the lake as far as it goes and Kafka from there on."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from compose.settings import Settings
 from replay.log import BATCH_ROWS_MAX, KafkaLog, ReadableLog
 from schemas.errors import LogError
 from schemas.topics import SOURCES, Batch, Topic
-
-ARGUMENT: tuple[str, dict[str, Any]] = (
-    "--source",
-    {"default": "auto", "choices": ["auto", "lake", "kafka"], "help": "auto: the lake if there is one, then Kafka"},
-)
 
 
 class LakeThenKafka:

@@ -12,15 +12,6 @@ from compose.replay import sources
 from compose.settings import Settings
 from replay.served import verify as verifying
 
-#: Requests that are drawn: with 100 items each, a formula that is wrong for one item in 10,000 is found. More take longer, half a minute a
-#: thousand.
-REQUESTS_COUNT = 1_000
-
-ARGUMENTS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("--requests", {"type": int, "default": REQUESTS_COUNT, "help": "how many served requests are drawn"}),
-    sources.ARGUMENT,
-)
-
 
 def verify(settings: Settings, arguments: argparse.Namespace) -> dict[str, Any]:
     """Recompute served vectors; exit code 1 where the ranker computed something else, which no event under way explains."""

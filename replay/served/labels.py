@@ -15,11 +15,8 @@ from schemas.columnar.bodies import NONE
 from schemas.columnar.events import RECORDS, Events
 from schemas.columnar.repeats import IDENTITY, named
 from schemas.records import Click, Impression
-from schemas.windows import DAY_MS
+from schemas.windows import ATTRIBUTION_MS
 
-#: What comes later than this after its request is no label of it (milliseconds). Longer makes labels of readers who came back for another
-#: reason, and training wait for them; shorter takes slow readers for uninterested ones.
-ATTRIBUTION_MS = DAY_MS
 #: Who read for so long, all visits of the window together, meant it (milliseconds): a long view.
 LONG_VIEW_MS = 30_000
 

@@ -14,7 +14,7 @@ from replay.files import FileLog
 from replay.history import events_of, read_history
 from replay.log import Message
 from replay.served import training
-from replay.served.labels import ATTRIBUTION_MS, LONG_VIEW_MS, Labels
+from replay.served.labels import LONG_VIEW_MS, Labels
 from replay.served.training import Made, groups, write
 from replay.served.vectors import Recomputed
 from schemas import codec
@@ -22,6 +22,7 @@ from schemas.errors import SettingsError
 from schemas.features import REGISTRY, Registry, context_number
 from schemas.records import RankTelemetry, Record, ServedItem
 from schemas.topics import RANK_TELEMETRY
+from schemas.windows import ATTRIBUTION_MS
 from tests.worlds import NOW_MS, click, content, dwell, impression, topic_of
 
 MADE = Made(REGISTRY.fingerprint, "telemetry", "a folder", ATTRIBUTION_MS, LONG_VIEW_MS, NOW_MS)
