@@ -4,7 +4,7 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types layers tests fuzz-rank fuzz-http simulate-nightly chaos-ingest bench-ingest bench-freshness bench-memory bench-rank bench-replay bench-snapshot soak-backpressure format proto lock clean
+.PHONY: help demo test lint types layers tests fuzz-rank fuzz-http simulate-nightly chaos-ingest bench-ingest bench-freshness bench-memory bench-rank bench-replay bench-snapshot soak-backpressure soak-switch format proto lock clean
 
 help: ## list every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ bench-snapshot: .venv/ready ## looking up 200 items in a snapshot of a million
 
 soak-backpressure: .venv/ready ## a store that stands still while producers go on; ARGS="--minutes 1" for less than ten
 	$(BIN)/python -m benchmarks.backpressure $(ARGS)
+
+soak-switch: .venv/ready ## rebuild, cutover and rollback under live traffic, for each sort of change of a registry; ARGS="--events-per-s 1000"
+	$(BIN)/python -m benchmarks.switch $(ARGS)
 
 format: .venv/ready ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .

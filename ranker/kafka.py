@@ -18,12 +18,12 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from ranker import metrics
-from ranker.fronts.records import CORRELATION_ID, REPLY_PARTITION, REPLY_TOPIC, TRACE, decode_request, record_of
+from ranker.fronts.records import CORRELATION_ID, REPLY_PARTITION, REPLY_TOPIC, TRACE, decode_request
 from ranker.rank import Answer, Ranker
 from schemas import codec
 from schemas.errors import DecodeError, LogError, kafka_advice
 from schemas.records import LETTER_BYTES_MAX, RankRequest
-from schemas.topics import DEAD_LETTERS, RANK_REQUESTS, RANK_RESPONSES, RANK_TELEMETRY, BadRecord, StoredRecord
+from schemas.topics import DEAD_LETTERS, RANK_REQUESTS, RANK_RESPONSES, RANK_TELEMETRY, BadRecord, StoredRecord, record_of
 
 #: Requests taken at once. More would let the last of a batch wait for longer than its deadline.
 BATCH_ROWS_MAX = 64
@@ -175,7 +175,7 @@ class RankWorker:
             error = message.error()
             if error and error.code() not in PASSING and not error.retriable():
                 raise LogError(f"rank-requests cannot be read: {error}. Are the topics there? `millstream topics` creates them.")
-        return [record_of(message) for message in messages if not message.error()]
+        return [record_of(str(message.topic()), message) for message in messages if not message.error()]
 
     async def _handle(self, record: StoredRecord, received_s: float) -> None:
         metrics.FRESHNESS.observe(max(time.time() - record.timestamp / 1000, 0))

@@ -17,7 +17,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-d
 from schemas import codec
 from schemas.errors import LogError, kafka_advice
 from schemas.records import Record
-from schemas.topics import Batch, Source, StoredRecord, Topic
+from schemas.topics import Batch, Source, StoredRecord, Topic, record_of
 
 #: Rows of a batch at most. More would only move the same rows in fewer steps; a batch is held in memory whole.
 BATCH_ROWS_MAX = 5_000
@@ -228,7 +228,7 @@ def _batches(topic: Topic, messages: Iterable[KafkaMessage], places: dict[int, i
         if error is None:
             reached[partition] = offset + 1
             if partition in places and offset < ends[partition]:
-                found[partition].append(_stored(topic, message))
+                found[partition].append(record_of(topic.name, message))
         elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001  # librdkafka's name
             reached[partition] = offset
         elif error.code() not in PASSING:
@@ -239,9 +239,3 @@ def _batches(topic: Topic, messages: Iterable[KafkaMessage], places: dict[int, i
     for partition, offset in reached.items():
         if offset >= ends[partition]:
             places.pop(partition, None)
-
-
-def _stored(topic: Topic, message: KafkaMessage) -> StoredRecord:
-    at: Any = message
-    headers = tuple((name, value or b"") for name, value in at.headers() or ())
-    return StoredRecord(topic.name, at.partition(), at.offset(), at.timestamp()[1], at.key(), at.value(), headers)

@@ -1,12 +1,13 @@
 """The eight topics, and a record as it stands in one of them before it is decoded.
 
-Names here carry no prefix: the prefix is a setting, put in front where a client is opened. Kafka clients' own message objects
-are used as they come: anything with a LogRecord's attributes is one.
+Names here carry no prefix: the prefix is a setting, put in front where a client is opened. aiokafka's own message objects are used as
+they come, for anything with a LogRecord's attributes is one; confluent-kafka's become a StoredRecord.
 """
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from schemas.records import (
     Click,
@@ -98,6 +99,45 @@ class StoredRecord(NamedTuple):
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...] = ()
+
+
+class KafkaMessage(Protocol):
+    """What confluent-kafka hands over, as far as it becomes a record."""
+
+    def partition(self) -> Any:  # noqa: ANN401  # its stubs allow for messages that are errors
+        """Which partition."""
+
+    def offset(self) -> Any:  # noqa: ANN401  # as above
+        """Where in it."""
+
+    def timestamp(self) -> tuple[int, int]:
+        """What sort of time, and milliseconds UTC."""
+
+    def key(self) -> bytes | None:
+        """As produced."""
+
+    def value(self) -> bytes | None:
+        """As produced."""
+
+    def headers(self) -> Any:  # noqa: ANN401  # its stubs allow for words
+        """Pairs, or None."""
+
+
+#: What stands in place of headers of which one's name is not UTF-8: confluent-kafka fails on it, and gives none of them.
+UNREADABLE: tuple[tuple[str, bytes], ...] = (("unreadable", b""),)
+#: Called plainly it gives a list with a hole and leaves an error set, which a warm interpreter sees too late; called so, it is seen.
+_headers = operator.methodcaller("headers")
+
+
+def record_of(topic: str, message: KafkaMessage) -> StoredRecord:
+    """A message of confluent-kafka's, no error, as a record of ours. topic: with or without the prefix, as its reader names it."""
+    try:
+        found = _headers(message)
+    except SystemError:
+        headers = UNREADABLE
+    else:
+        headers = tuple((name, value or b"") for name, value in found) if found else ()
+    return StoredRecord(topic, message.partition(), message.offset(), message.timestamp()[1], message.key(), message.value(), headers)
 
 
 class Source(NamedTuple):

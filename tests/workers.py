@@ -27,7 +27,7 @@ from online_store.redis import RedisStore
 from schemas import codec
 from schemas.features import REGISTRY
 from schemas.records import Click, Dwell, Event, Impression, Record
-from schemas.topics import SOURCES, TOPICS, StoredRecord
+from schemas.topics import SOURCES, TOPICS, StoredRecord, record_of
 from streams.app import IngestSettings, run
 from tests.services import free_port
 
@@ -222,10 +222,8 @@ class Reader:
         """Take what has come, waiting a moment for more."""
         for message in self._consumer.consume(10_000, wait_s):
             assert message.error() is None, message.error()
-            topic, partition, offset = str(message.topic()), int(message.partition() or 0), int(message.offset() or 0)
-            headers: Any = tuple(message.headers() or ())
-            record = StoredRecord(topic, partition, offset, message.timestamp()[1], message.key(), message.value(), headers)
-            self.records[record.topic].append(record)
+            topic = str(message.topic())
+            self.records[topic].append(record_of(topic, message))
 
     def read_to_end(self) -> None:
         """Take everything that is there now; marks of transactions are no records, and are not waited for."""

@@ -1,23 +1,14 @@
 """What Kafka hands over becomes a request that can be answered: the names of its headers, and what is refused."""
 
-import operator
-from typing import Any
-
-from confluent_kafka import Message
-
 from schemas import codec
 from schemas.errors import DecodeError
 from schemas.records import CLOCK_SKEW_MS_MAX, RankRequest, Reason
-from schemas.topics import RANK_REQUESTS, StoredRecord
+from schemas.topics import RANK_REQUESTS, UNREADABLE, StoredRecord
 
 REPLY_TOPIC, REPLY_PARTITION, CORRELATION_ID, TRACE = "kafka_replyTopic", "kafka_replyPartition", "kafka_correlationId", "traceparent"
 #: A correlation id or a trace longer than this (bytes) is dead-lettered. Carried on, it could make an answer longer than Kafka takes, and
 #: one request would stop every worker.
 HEADER_BYTES_MAX = 4_096
-#: What stands in place of headers of which one's name is not UTF-8: confluent-kafka fails on it, and gives none of them.
-UNREADABLE: tuple[tuple[str, bytes], ...] = (("unreadable", b""),)
-#: Called plainly it gives a list with a hole and leaves an error set, which a warm interpreter sees too late; called so, it is seen.
-_headers = operator.methodcaller("headers")
 
 
 def decode_request(record: StoredRecord, schema_ids: codec.SchemaIds | None = None) -> RankRequest:
@@ -34,15 +25,3 @@ def decode_request(record: StoredRecord, schema_ids: codec.SchemaIds | None = No
         if name in (CORRELATION_ID, TRACE) and len(header) > HEADER_BYTES_MAX:
             raise DecodeError(Reason.OVERSIZE, f"header {name} has {len(header)} bytes, at most {HEADER_BYTES_MAX} are carried on")
     return request
-
-
-def record_of(message: Message) -> StoredRecord:
-    """A message of confluent-kafka's as a record of ours."""
-    try:
-        found: Any = _headers(message)
-    except SystemError:
-        headers = UNREADABLE
-    else:
-        headers = tuple((name, value or b"") for name, value in found or ())
-    place = (str(message.topic()), int(message.partition() or 0), int(message.offset() or 0))
-    return StoredRecord(*place, int(message.timestamp()[1]), message.key(), message.value(), headers)

@@ -7,10 +7,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
-from replay.past import names_of
 from schemas.columnar.bodies import NONE
 from schemas.columnar.events import RECORDS, Events
 from schemas.columnar.repeats import IDENTITY, named
@@ -68,14 +66,13 @@ class Labels:
         order = np.argsort(columns[0], kind="stable")
         self._acts = [tuple(column[order] for column in columns)]  # type: ignore[list-item]  # four columns, four columns
 
-    def of(self, table: pl.DataFrame) -> Outcome:
-        """What came of served items. table: tenant, request_id, item_id and ts_ms, their request's moment."""
-        names = _names(table)
+    def of(self, names: Hashes, moments_ms: Ints) -> Outcome:
+        """What came of served items. names: uint64 [n], what names each, by IDENTITY. moments_ms: int64 [n], their requests' moments."""
         hashes, ts_ms, dwell_ms, clicked = self._acts[0]
         first, stop = np.searchsorted(hashes, names), np.searchsorted(hashes, names, "right")
         row = np.repeat(np.arange(len(names)), stop - first)
         act = np.arange(len(row)) - np.repeat(np.cumsum(stop - first) - (stop - first), stop - first) + np.repeat(first, stop - first)
-        after_ms = ts_ms[act] - table["ts_ms"].to_numpy()[row]
+        after_ms = ts_ms[act] - moments_ms[row]
         inside = (after_ms >= 0) & (after_ms < self.attribution_ms)
         row, act = row[inside], act[inside]
         clicks, dwelled = np.zeros(len(names), np.int64), np.zeros(len(names), np.int64)
@@ -85,8 +82,3 @@ class Labels:
         places = np.minimum(np.searchsorted(self._shown[0], names), len(self._shown[0]) - 1)
         shown = self._shown[0][places] == names if len(self._shown[0]) else np.zeros(len(names), np.bool_)
         return Outcome(shown | acted, clicks > 0, dwelled)
-
-
-def _names(table: pl.DataFrame) -> Hashes:
-    """Which outcome each served item waits for, uint64 [n]."""
-    return names_of(*(table[name].to_list() for name in IDENTITY))

@@ -1,18 +1,17 @@
 """Telemetry as columns: one row for each item of each slate that was served."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
-import xxhash
 from numpy.typing import NDArray
 
 from replay.log import ReadableLog
-from schemas import codec
-from schemas.errors import DecodeError
+from replay.served import slates
+from replay.served.slates import ITEM_NUMBERS, ITEM_WORDS, NUMBERS, WORDS, Ints, Slates, rows_of
+from schemas.columnar.table import strings
 from schemas.features import Registry
-from schemas.records import RankTelemetry
 from schemas.topics import RANK_TELEMETRY
 
 #: What a row says of its request, as RankTelemetry has it; ts_ms is the moment that it was ranked as of.
@@ -34,16 +33,18 @@ OF_ITEM = {"item_id": pl.String, "position": pl.Int64, "score": pl.Float64, "pro
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """n served items of whole requests. table: OF_REQUEST and OF_ITEM, and `request`, which of `requests` a row belongs to, UInt32.
+    """n served items of whole requests.
 
-    vectors: float32 [n, features], what was scored. scored: bool [n], False where nothing was, or by another registry: its vector is
-    missing.
+    requests: OF_REQUEST, a row a request. table: OF_REQUEST and OF_ITEM, a row an item, and `request`, which of `requests` it belongs to,
+    UInt32. vectors: float32 [n, features], what was scored. scored: bool [n], False where nothing was, or by another registry: its vector
+    is missing. outcomes: uint64 [n], Slates.outcomes.
     """
 
-    requests: Sequence[RankTelemetry]
+    requests: pl.DataFrame
     table: pl.DataFrame
     vectors: NDArray[np.float32]
     scored: NDArray[np.bool_]
+    outcomes: NDArray[np.uint64]
 
     def __len__(self) -> int:
         return len(self.scored)
@@ -55,49 +56,51 @@ class Served:
 
     def where(self, wanted: NDArray[np.bool_]) -> "Served":
         """Some of the rows. wanted: bool [n]."""
-        return Served(self.requests, self.table.filter(wanted), self.vectors[wanted], self.scored[wanted])
+        if wanted.all():
+            return self
+        return Served(self.requests, self.table.filter(wanted), self.vectors[wanted], self.scored[wanted], self.outcomes[wanted])
 
 
 def read(log: ReadableLog, registry: Registry, rows_count: int) -> Iterator[Served]:
     """All telemetry of a log, at least so many rows at a time but the last; a request that stands there twice is taken once."""
-    # By 64 bits, which a million requests share with a probability of 3e-8: their names would take three times the memory.
     known: set[int] = set()
-    taken: list[RankTelemetry] = []
+    taken: list[Slates] = []
     for batch in log.read(RANK_TELEMETRY):
-        for record in batch.records:
-            found = decoded(record.value)
-            if found is not None and (name := xxhash.xxh3_64_intdigest(f"{found.tenant}:{found.request_id}".encode())) not in known:
-                known.add(name)
-                taken.append(found)
-        if sum(len(one.items) for one in taken) >= rows_count:
-            yield served(taken, registry)
+        found = slates.read(batch.records)
+        taken.append(found.where(_first(found, known)))
+        if sum(int(one.items_count.sum()) for one in taken) >= rows_count:
+            yield served(slates.concat(taken), registry)
             taken = []
-    yield served(taken, registry)
+    yield served(slates.concat([*taken, slates.of([])]), registry)
 
 
-def served(requests: Sequence[RankTelemetry], registry: Registry) -> Served:
+def _first(found: Slates, known: set[int]) -> NDArray[np.bool_]:
+    """Which requests were not known, bool [r]; they are now."""
+    fresh = np.zeros(found.requests_count, np.bool_)
+    for row, name in enumerate(found.names.tolist()):
+        if name not in known:
+            known.add(name)
+            fresh[row] = True
+    return fresh
+
+
+def served(found: Slates, registry: Registry) -> Served:
     """These requests' items."""
-    heads = pl.DataFrame({name: [getattr(one, name) for one in requests] for name in OF_REQUEST}, OF_REQUEST).with_row_index("request")
-    items = [item for one in requests for item in one.items]
-    table = heads[np.repeat(np.arange(len(requests)), [len(one.items) for one in requests])]
-    said = [pl.Series(name, [getattr(item, name) for item in items], dtype) for name, dtype in OF_ITEM.items()]
-    return Served(requests, table.with_columns(said), *_vectors(requests, registry))
+    words = {name: strings(found.text, spans) for name, spans in zip(WORDS, found.words, strict=True)}
+    said = words | dict(zip(NUMBERS, found.numbers, strict=True))
+    requests = pl.DataFrame({name: pl.Series(said[name], dtype=dtype) for name, dtype in OF_REQUEST.items()})
+    position, *bits = found.item_numbers
+    item_ids = strings(found.text, found.item_words[ITEM_WORDS.index("item_id")])
+    of_items = {"item_id": item_ids, **dict(zip(ITEM_NUMBERS, (position, *(one.view(np.float64) for one in bits)), strict=True))}
+    table = requests.with_row_index("request")[found.request]
+    table = table.with_columns(pl.Series(name, of_items[name], dtype) for name, dtype in OF_ITEM.items())
+    fitting = (requests["feature_version"] == registry.fingerprint).to_numpy()[found.request]
+    return Served(requests, table, *_vectors(found, fitting, len(registry.feature_names)), found.outcomes)
 
 
-def _vectors(requests: Sequence[RankTelemetry], registry: Registry) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    width = len(registry.feature_names)
-    missing = np.full(width, np.nan, "<f4").tobytes()
-    raws = [item.vector if one.feature_version == registry.fingerprint else b"" for one in requests for item in one.items]
-    scored = np.array([len(raw) == len(missing) for raw in raws], np.bool_)
-    packed = b"".join(raw if is_whole else missing for raw, is_whole in zip(raws, scored.tolist(), strict=True))
-    return np.frombuffer(packed, "<f4").reshape(len(raws), width).astype(np.float32, copy=False), scored
-
-
-def decoded(value: bytes | None) -> RankTelemetry | None:
-    """None for what is no telemetry: nobody promised that a topic holds nothing else."""
-    try:
-        found = codec.decode(RANK_TELEMETRY, value)
-    except DecodeError:
-        return None
-    assert isinstance(found, RankTelemetry), found
-    return found
+def _vectors(found: Slates, fitting: NDArray[np.bool_], width: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    spans: Ints = found.item_words[ITEM_WORDS.index("vector")]
+    vectors = np.full((len(spans), width), np.nan, "<f4")
+    scored = fitting & (spans[:, 1] == vectors.itemsize * width)
+    rows_of(found.text, spans, scored, vectors.view(np.uint8))
+    return vectors.astype(np.float32, copy=False), scored

@@ -96,7 +96,7 @@ def groups(
 ) -> Iterator[Group]:
     """Of every served item that somebody saw: what was served, or what is recomputed. shown: told how many more served items were read."""
     for found in telemetry.read(log, registry, GROUP_ROWS):
-        outcome = labels.of(found.table)
+        outcome = labels.of(found.outcomes, found.table["ts_ms"].to_numpy())
         kept = outcome.shown if recomputed else outcome.shown & found.scored
         served = found.where(kept)
         vectors = recomputed.vectors(served) if recomputed else served.vectors

@@ -28,17 +28,13 @@ class Recomputed:
         matrix = np.empty((len(found), len(registry.ranking)), np.float32)
         matrix[:, registry.places[ITEM]] = self._columns(ITEM, found.table["tenant"], found.table["item_id"], found.table["ts_ms"])
         requests = found.requests
-        users = [pl.Series([getattr(one, name) for one in requests], dtype=dtype) for name, dtype in USERS.items()]
-        matrix[:, registry.places[USER]] = self._columns(USER, *users)[asked]
-        rows = [registry.context_row(self._contexts.get((one.tenant, one.request_id), {})) for one in requests]
-        if registry.places[REQUEST] and rows:
+        matrix[:, registry.places[USER]] = self._columns(USER, requests["tenant"], requests["user_id"], requests["ts_ms"])[asked]
+        if registry.places[REQUEST] and len(requests):
+            names = requests.select("tenant", "request_id").iter_rows()
+            rows = [registry.context_row(self._contexts.get((tenant, request_id), {})) for tenant, request_id in names]
             matrix[:, registry.places[REQUEST]] = np.stack(rows)[asked]
         return matrix
 
     def _columns(self, kind: str, tenants: pl.Series, ids: pl.Series, ts_ms: pl.Series) -> NDArray[np.float32]:
         moments = ts_ms.to_numpy()
         return self._registry.columns(kind, self._histories[kind].tiles(tenants, ids, moments), moments)
-
-
-#: What names the user of a request, and its moment.
-USERS = {"tenant": pl.String, "user_id": pl.String, "ts_ms": pl.Int64}

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from replay import past
 from replay.log import ReadableLog
 from replay.past import Past, names_of, vectors
-from replay.served.telemetry import decoded
+from replay.served.slates import decoded
 from schemas.aggregates import ITEM, USER
 from schemas.columnar.repeats import REPEAT_OFFSETS
 from schemas.features import Registry

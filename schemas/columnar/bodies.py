@@ -81,20 +81,20 @@ def read(  # noqa: C901  # one loop over bytes, its cases side by side
         for field in range(len(plan)):
             kind, null, column = plan[field, 0], plan[field, 1], plan[field, 2]
             if null >= 0:
-                branch, at = _long(raw, at, end)
+                branch, at = long_at(raw, at, end)
                 if at < 0 or branch < 0 or branch > 1:
                     at = -1
                     break
                 if branch == null:
                     continue
             if kind == STRING:
-                start, length, at = _word(raw, at, end)
+                start, length, at = word_at(raw, at, end)
                 if at >= 0 and column >= 0:
                     words[column, row, 0], words[column, row, 1] = start, length
             elif kind == MAP:
                 at = _past_map(raw, at, end)
             else:
-                value, at = _long(raw, at, end)
+                value, at = long_at(raw, at, end)
                 if kind == INT and value != np.int32(value):
                     at = -1
                 if at >= 0 and column >= 0:
@@ -106,7 +106,7 @@ def read(  # noqa: C901  # one loop over bytes, its cases side by side
 
 
 @numba.njit(cache=True, nogil=True)
-def _long(raw: Buffer, at: int, end: int) -> tuple[np.int64, int]:
+def long_at(raw: Buffer, at: int, end: int) -> tuple[np.int64, int]:
     """The long here, and where it ends: zig-zag, seven bits a byte, low ones first; -1 where it has more than nine bytes or is cut."""
     value = np.uint64(0)
     for shift in range(0, 63, 7):
@@ -121,9 +121,9 @@ def _long(raw: Buffer, at: int, end: int) -> tuple[np.int64, int]:
 
 
 @numba.njit(cache=True, nogil=True)
-def _word(raw: Buffer, at: int, end: int) -> tuple[int, int, int]:
+def word_at(raw: Buffer, at: int, end: int) -> tuple[int, int, int]:
     """Start and length of the string here, and where it ends, -1 where it is none."""
-    said, at = _long(raw, at, end)
+    said, at = long_at(raw, at, end)
     length = int(said)
     if at < 0 or length < 0 or length > end - at or not is_utf8(raw, at, length):
         return 0, 0, -1
@@ -134,10 +134,10 @@ def _word(raw: Buffer, at: int, end: int) -> tuple[int, int, int]:
 def _past_map(raw: Buffer, at: int, end: int) -> int:
     """Where the map of strings here ends, -1 where it is none or tells its size in bytes."""
     while True:
-        left, at = _long(raw, at, end)
+        left, at = long_at(raw, at, end)
         if at < 0 or left <= 0 or left > end - at:
             return at if left == 0 else -1
         for _ in range(2 * left):
-            _, _, at = _word(raw, at, end)
+            _, _, at = word_at(raw, at, end)
             if at < 0:
                 return -1

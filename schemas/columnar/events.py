@@ -22,7 +22,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Events:
-    """n events, in no particular order.
+    """n events, in no particular order. Columns lie in the order of C and text is read only: for others, loops would be compiled anew.
 
     record: uint8 [n], a place in RECORDS. row: int64 [n], where it stood in the batch. numbers: int64 [NUMBERS, n]. text: the words' bytes.
     words: int64 [WORDS, n, 2], start in text and length. offset, timestamp: int64 [n], what the log says of it.
@@ -56,9 +56,9 @@ class Events:
         return Events(
             self.record[wanted],
             self.row[wanted],
-            self.numbers[:, wanted],
+            np.compress(wanted, self.numbers, axis=1),
             self.text,
-            self.words[:, wanted],
+            np.compress(wanted, self.words, axis=1),
             self.offset[wanted],
             self.timestamp[wanted],
         )
@@ -78,11 +78,13 @@ def concat(parts: Sequence[Events]) -> Events:
         return parts[0]
     starts = np.cumsum([0, *(len(part.text) for part in parts)])
     shifted = [part.words + np.array([start, 0]) for part, start in zip(parts, starts, strict=False)]
+    text = np.concatenate([part.text for part in parts])
+    text.setflags(write=False)
     return Events(
         np.concatenate([part.record for part in parts]),
         np.concatenate([part.row for part in parts]),
         np.concatenate([part.numbers for part in parts], axis=1),
-        np.concatenate([part.text for part in parts]),
+        text,
         np.concatenate(shifted, axis=1),
         np.concatenate([part.offset for part in parts]),
         np.concatenate([part.timestamp for part in parts]),

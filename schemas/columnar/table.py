@@ -33,7 +33,7 @@ def event_table(events: Events) -> pl.DataFrame:
         "record": np.array(RECORDS, object)[events.record].tolist(),
         "row": events.row,
         **{name: _nullable(events.number(name)) for name in NUMBERS},
-        **{name: _strings(events.text, events.word(name)) for name in WORDS},
+        **{name: strings(events.text, events.word(name)) for name in WORDS},
         "offset": events.offset,
         "timestamp": events.timestamp,
     }
@@ -56,7 +56,7 @@ def entities(rows: pl.DataFrame, kind: str) -> pl.DataFrame:
     return rows.rename({ENTITY_ID[kind]: "id"}).drop_nulls("id").select("tenant", "id", "ts_ms", "offset", *COUNTERS)
 
 
-def _strings(text: Buffer, spans: Ints) -> list[str | None]:
+def strings(text: Buffer, spans: Ints) -> list[str | None]:
     """Spans as Python strings, None where there is none."""
     raw = text.tobytes()
     starts, ends = spans[:, 0].tolist(), spans.sum(axis=1).tolist()

@@ -6,7 +6,6 @@ error and is started again: no table is ever half written.
 """
 
 import logging
-import operator
 import time
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
@@ -14,12 +13,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from threading import Event
-from typing import Any
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from schemas.errors import LogError, kafka_advice
-from schemas.topics import TOPICS, StoredRecord, Topic
+from schemas.topics import TOPICS, StoredRecord, Topic, record_of
 from streams import metrics
 from streams.lake.table import LakePlace, Table
 from streams.lake.upkeep import keep
@@ -40,10 +38,6 @@ POLL_S = 0.2
 UPKEEP_S = 600.0
 #: How long Kafka may take to answer (seconds) before a start is given up.
 KAFKA_ANSWER_S = 10.0
-#: What stands in place of headers of which one's name is not UTF-8: confluent-kafka gives none of them.
-UNREADABLE: tuple[tuple[str, bytes], ...] = (("unreadable", b""),)
-#: Called plainly it gives a list with a hole and leaves an error set, which a warm interpreter sees too late; called so, it is seen.
-_headers = operator.methodcaller("headers")
 #: What librdkafka reports and recovers from by itself.
 PASSING = (
     KafkaError._ALL_BROKERS_DOWN,  # noqa: SLF001  # librdkafka's names, here and below
@@ -150,7 +144,7 @@ class Sink:
         for message in messages:
             error = message.error()
             if error is None:
-                record = _record(message)
+                record = record_of(str(message.topic()), message)
                 found[self._name(record)].append(record)
             elif error.code() not in PASSING and not error.retriable():
                 raise LogError(f"topic {message.topic()} cannot be read: {error}. Are the topics there? `millstream topics` creates them.")
@@ -238,14 +232,3 @@ class Sink:
 
 def _today() -> date:
     return datetime.now(UTC).date()
-
-
-def _record(message: Message) -> StoredRecord:
-    try:
-        found: Any = _headers(message)
-    except SystemError:
-        headers = UNREADABLE
-    else:
-        headers = tuple((name, value or b"") for name, value in found or ())
-    place = (str(message.topic()), int(message.partition() or 0), int(message.offset() or 0))
-    return StoredRecord(*place, int(message.timestamp()[1]), message.key(), message.value(), headers)

@@ -7,6 +7,8 @@ from itertools import chain, pairwise
 from pathlib import Path
 
 import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 
 from compose import topics
 from replay.files import FileLog
@@ -14,8 +16,9 @@ from replay.log import EventLog, KafkaLog, Message, Publisher
 from schemas import codec
 from schemas.errors import LogError
 from schemas.records import Content, Impression
-from schemas.topics import CLICKS, CONTENT, IMPRESSIONS, Batch, StoredRecord, Topic
+from schemas.topics import CLICKS, CONTENT, IMPRESSIONS, UNREADABLE, Batch, StoredRecord, Topic
 from tests.lakes import SunkLog
+from tests.worlds import NotUtf8
 
 PARTITIONS = 3
 APRIL_2022_MS = 1_650_816_000_000
@@ -60,6 +63,20 @@ def test_what_is_appended_is_read(log: EventLog) -> None:
     assert batch.source == (IMPRESSIONS.name, partition)
     headers = (("traceparent", b"00-1"), ("empty", b""))
     assert list(batch.records) == [StoredRecord(IMPRESSIONS.name, partition, 0, APRIL_2022_MS, b"u1", b"v1", headers)]
+
+
+async def test_headers_that_cannot_be_read_do_not_hide_their_record(
+    kafka_bootstrap: str, topic_prefix: str, kafka_log: KafkaLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A header's name that is no UTF-8 costs the record its headers, and nothing else."""
+    monkeypatch.setattr("aiokafka.producer.producer.DefaultRecordBatchBuilder", _DefaultRecordBatchBuilderPy)
+    monkeypatch.setattr("aiokafka.producer.message_accumulator.DefaultRecordBatchBuilder", _DefaultRecordBatchBuilderPy)
+    async with AIOKafkaProducer(bootstrap_servers=kafka_bootstrap) as producer:
+        await producer.send_and_wait(topic_prefix + CLICKS.name, b"v1", headers=[(NotUtf8("name"), b"value")], timestamp_ms=APRIL_2022_MS)
+
+    (batch,) = kafka_log.read(CLICKS)
+
+    assert list(batch.records) == [StoredRecord(CLICKS.name, batch.source.partition, 0, APRIL_2022_MS, None, b"v1", UNREADABLE)]
 
 
 def test_a_tombstone_has_no_value(log: EventLog) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -15,7 +14,7 @@ from confluent_kafka.cimpl import NewTopic
 from compose import topics
 from online_store.redis import RedisStore
 from schemas.features import REGISTRY
-from schemas.topics import DEAD_LETTERS, RANK_REQUESTS, RANK_RESPONSES, StoredRecord
+from schemas.topics import DEAD_LETTERS, RANK_REQUESTS, RANK_RESPONSES, record_of
 from tests import rankers
 from tests.fuzz.requests import PARTITIONS, REPLY_PARTITIONS, Request, Requests
 from tests.fuzz.verdict import Place, Verdict
@@ -160,12 +159,6 @@ def _take(consumer: Consumer, verdict: Verdict) -> int:
     """Look at what has come, and say how much; waits a second for something."""
     messages = consumer.consume(ROWS_MAX, 1.0)
     for message in messages:
-        verdict.take(_stored(message))
+        assert message.error() is None, message.error()
+        verdict.take(record_of(str(message.topic()), message))
     return len(messages)
-
-
-def _stored(message: Message) -> StoredRecord:
-    assert message.error() is None, message.error()
-    headers: Any = message.headers()
-    place = (str(message.topic()), int(message.partition() or 0), int(message.offset() or 0))
-    return StoredRecord(*place, message.timestamp()[1], message.key(), message.value(), tuple(headers or ()))

@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,28 +12,21 @@ import redis
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from benchmarks.switch import registries
+from benchmarks.switch.registries import CHANGES, WINDOW_ADDED
 from compose import topics
 from online_store.keys import Generation, Pointer, guard_key
 from online_store.redis import RedisStore
 from replay.log import KafkaLog
-from schemas.features import FEATURES, REGISTRY, STATICS, Registry, ctr, dwell_avg
+from schemas.features import REGISTRY, Registry
 from schemas.topics import CLICKS, DEAD_LETTERS, IMPRESSIONS, SOURCES, Source
-from schemas.windows import DAYS_30, HOUR_MS, HOURS_24, MINUTE_MS, Window
 from tests.lakes import sink
 from tests.oracle import Oracle
 from tests.property.test_exactness import windows_of
 from tests.verify import compare
 from tests.workers import PATIENCE_S, SOURCE_NAMES, Process, command, events, log_file, log_records, own_store, produce, send, wait_until
 
-#: A window more, of one kind.
-ADDED_WINDOW = Registry((*FEATURES, ctr("ctr_3h", "item", Window("3h", 3 * HOUR_MS, 15 * MINUTE_MS))), STATICS)
-#: A window whose tiles are other ones.
-HOURLY = Window("24h", 24 * HOUR_MS, HOUR_MS)
-CHANGED_WINDOW = Registry(tuple(replace(one, window=HOURLY) if one.window == HOURS_24 else one for one in FEATURES), STATICS)
-#: What is said of dwelling for a month, of whom nothing was kept that long.
-ADDED_FEATURE = Registry((*FEATURES, dwell_avg("user_dwell_avg_30d", "user", DAYS_30)), STATICS)
-REGISTRIES = {"ADDED_WINDOW": ADDED_WINDOW, "CHANGED_WINDOW": CHANGED_WINDOW, "ADDED_FEATURE": ADDED_FEATURE}
-FIRST, SECOND = Generation(1, REGISTRY.fingerprint), Generation(2, ADDED_WINDOW.fingerprint)
+FIRST, SECOND = Generation(1, REGISTRY.fingerprint), Generation(2, WINDOW_ADDED.fingerprint)
 
 
 class World:
@@ -74,10 +66,10 @@ class World:
             ended.set()
             thread.join()
 
-    def rebuild(self, *words: str, features: str = "ADDED_WINDOW") -> Process:
+    def rebuild(self, *words: str, features: str = "WINDOW_ADDED") -> Process:
         """`millstream replay rebuild`."""
         environment = {f"MILLSTREAM_{name.upper()}": value for name, value in self.settings.items()}
-        flags = ["--json", "--features", f"{__name__}:{features}", *words]
+        flags = ["--json", "--features", f"{registries.__name__}:{features}", *words]
         return Process(["-m", "compose.cli", "replay", "rebuild", *flags], log_file(self.folder), **environment)
 
     def oracle(self, registry: Registry, starts: dict[Source, int] | None = None) -> Oracle:
@@ -122,10 +114,10 @@ def told(process: Process) -> dict[str, object]:
     return found
 
 
-@pytest.mark.parametrize("changed", REGISTRIES)
+@pytest.mark.parametrize("changed", CHANGES)
 async def test_both_generations_are_the_oracles_beside_live_traffic(world: World, changed: str) -> None:
     """The registry that was changed is counted from the beginning, the one that is live goes on, and who follows stays at the tail."""
-    registry = REGISTRIES[changed]
+    registry = CHANGES[changed]
     second = Generation(2, registry.fingerprint)
     world.feed(2_000, seed=1)
     with command(world.folder, "ingest", **world.settings) as live, world.fed(), world.rebuild(features=changed) as filling:
@@ -160,7 +152,7 @@ async def test_the_lake_comes_first_and_kafka_goes_on(world: World) -> None:
     counts = {name: said[name] for name in ("generation", "from_lake", "from_kafka", "events", "dead_letters", "lag")}
     expected = {"generation": "g2", "from_lake": 1_000, "from_kafka": 300, "events": 1_300, "dead_letters": 2, "lag": 0}
     assert (code, counts, letters) == (0, expected, [])
-    assert await world.differences(SECOND, ADDED_WINDOW) == []
+    assert await world.differences(SECOND, WINDOW_ADDED) == []
 
 
 async def test_a_generation_begins_at_offsets(world: World) -> None:
@@ -179,7 +171,7 @@ async def test_a_generation_begins_at_offsets(world: World) -> None:
         again = resumed.exit_code()
 
     assert (code, again, told(resumed)["from_kafka"]) == (0, 0, 200)
-    assert await world.differences(SECOND, ADDED_WINDOW, starts) == []
+    assert await world.differences(SECOND, WINDOW_ADDED, starts) == []
 
 
 async def test_after_a_cutover_the_generation_before_is_kept_up_to_date(world: World) -> None:
@@ -192,11 +184,11 @@ async def test_after_a_cutover_the_generation_before_is_kept_up_to_date(world: W
             store = RedisStore(world.store_url, REGISTRY)
             before = await store.pointer()
             assert before is not None
-            await store.point(before, Pointer(2, ADDED_WINDOW.fingerprint, previous=before))
+            await store.point(before, Pointer(2, WINDOW_ADDED.fingerprint, previous=before))
             wait_until(lambda: keeper.log.count("ingest is up") == 2, lambda: keeper.log[-4_000:])
             world.feed(300, seed=2)
             world.await_lag_0(FIRST, SECOND, of=[live, keeper])
-            differences = [await world.differences(FIRST, REGISTRY), await world.differences(SECOND, ADDED_WINDOW)]
+            differences = [await world.differences(FIRST, REGISTRY), await world.differences(SECOND, WINDOW_ADDED)]
             await store.drop(1)
             await store.close()
             code = keeper.exit_code()

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from replay.history import LogHistory
 from replay.rows import rows
+from replay.served.slates import of
 from replay.served.telemetry import served
 from replay.served.vectors import Recomputed
 from schemas.columnar.table import EVENT_COLUMNS
@@ -39,7 +40,7 @@ def vectors(log: Log, request: RankTelemetry, carried: Carried) -> list[list[flo
     """What is recomputed for one request."""
     events = log.frame() if log.shown or log.acts else pl.DataFrame(schema=EVENT_COLUMNS)
     past = LogHistory(events, log.profiles(), carried)
-    found: list[list[float]] = np.nan_to_num(Recomputed(REGISTRY, past).vectors(served([request], REGISTRY)), nan=-1.0).tolist()
+    found: list[list[float]] = np.nan_to_num(Recomputed(REGISTRY, past).vectors(served(of([request]), REGISTRY)), nan=-1.0).tolist()
     return found
 
 

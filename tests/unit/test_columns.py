@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from schemas import avro, codec
+from schemas.columnar.repeats import Repeats
 from schemas.columnar.table import EVENT_COLUMNS, event_table
 from schemas.columns import decode_events, decode_profiles
 from schemas.records import CLOCK_SKEW_MS_MAX, DWELL_MS_MAX, ID_BYTES_MAX, TS_MS_MAX, Click, Dwell, Event, Reason
@@ -30,6 +31,20 @@ def test_a_batch_of_every_wire_form_is_one_frame() -> None:
     events = decode_events(CLICKS, records, SCHEMA_IDS)
 
     assert (sorted(event_table(events.events)["user_id"]), events.bad) == (sorted(f"u-{wire}" for wire in WIRES), [])
+
+
+@pytest.mark.parametrize("wire", WIRES)
+@pytest.mark.parametrize("beside", [None, b"no event"])
+def test_columns_of_all_batches_lie_alike(wire: str, beside: bytes | None) -> None:
+    """Of one wire form or several, beside bad records, without repeats: a loop that met another layout would be compiled, for seconds."""
+    records = [stored(click(request_id="r1")), stored(click(request_id="r2"), 1, wire=wire), stored(click(request_id="r1"), 2)]
+    spoilt = [raw(beside, offset=3)] if beside else []
+    found = decode_events(CLICKS, [*records, *spoilt], SCHEMA_IDS).events
+    kept = Repeats().drop(found)
+    columns = [column for events in (found, kept) for column in (events.numbers, events.words)]
+
+    assert (len(kept), [column.flags.c_contiguous for column in columns]) == (2, [True] * 4)
+    assert [events.text.flags.writeable for events in (found, kept)] == [False, False]
 
 
 @pytest.mark.parametrize("wire", WIRES)
