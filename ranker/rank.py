@@ -20,8 +20,7 @@ from ranker import encode, metrics
 from ranker.batch import Pipeline, Ranked, cause_of
 from ranker.budgets import BUDGETS, Budgets
 from ranker.bundle import Bundle
-from ranker.encode import Facts
-from ranker.reads.answers import Answer, Answers, Call
+from ranker.reads.answers import Answer, Answers, Call, Said
 from ranker.reads.reader import Asked, Read
 from ranker.served.current import Current, Find, Served, no_other
 from ranker.slate.rules import NO_RULES, Rules
@@ -119,7 +118,7 @@ class Ranker:
         """
         asked, served = Asked(request, list(dict.fromkeys(request.candidate_item_ids))), self._current.served
         known = await served.pipeline.read(served.generation, [asked])
-        facts = _facts(request, served, Degraded.NONE)
+        facts = served.facts(request, Degraded.NONE)
         named = ("request_id", "user_id", "model_version", "feature_version", "generation", "ts_ms")
         return {name: getattr(facts, name) for name in named} | served.pipeline.explain(asked, known)
 
@@ -277,9 +276,10 @@ class Ranker:
 
     def _encoded(self, call: Call, ranked: Ranked, now_s: float) -> Answer:
         metrics.REQUESTS.labels(ranked.degraded).inc()
-        facts = _facts(call.asked.request, self._served(call), ranked.degraded)
-        response = encode.response(ranked.items, facts, round((now_s - call.received_s) * 1000, 3))
-        return Answer(response, encode.telemetry(ranked.items, facts, ranked.stale_ms, ranked.applied))
+        facts = self._served(call).facts(call.asked.request, ranked.degraded)
+        said, packed = Said(ranked.items, facts, round((now_s - call.received_s) * 1000, 3)), encode.packed(ranked.items, facts)
+        telemetry = encode.telemetry(packed, ranked.items, ranked.stale_ms, ranked.applied)
+        return Answer(encode.response(packed, ranked.items, said.latency_ms), telemetry, said)
 
     def _served(self, call: Call) -> Served:
         """What a request is ranked by: by what it was read for, whatever is current meanwhile."""
@@ -291,9 +291,3 @@ class Ranker:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _facts(request: RankRequest, served: Served, degraded: Degraded) -> Facts:
-    manifest, generation = served.pipeline.manifest, served.generation
-    named = (manifest.model_version, manifest.feature_version, generation.name if generation else "")
-    return Facts(request.request_id, request.user_id, *named, degraded, "default", request.ts_ms, request.tenant)
