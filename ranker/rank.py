@@ -39,8 +39,9 @@ KEEP_MS_MIN = 3
 WINDOW_S = 0.002
 #: Requests of one batch. More would let the first of them wait for the scoring of the last.
 BATCH_COUNT_MAX = 64
-#: Requests that may wait for a batch. Past them one is answered by popularity at once: it would not be read for inside its deadline.
-WAITING_COUNT_MAX = 512
+#: Requests that may wait for a batch, and how long the first of them may have (seconds): a read that hangs, and some. Past either one is
+#: answered by popularity at once: it would not be read for inside its deadline, and callers would run out of connections to ask on.
+WAITING_COUNT_MAX, WAITING_S_MAX = 512, 0.04
 
 
 class Ranker:
@@ -123,7 +124,7 @@ class Ranker:
         return {name: getattr(facts, name) for name in named} | served.pipeline.explain(asked, known)
 
     def _begin(self, call: Call) -> None:
-        if len(self._waiting) >= WAITING_COUNT_MAX:
+        if self._is_full():
             self._shed(call, "queue")
         if call.is_settled:
             return
@@ -131,6 +132,11 @@ class Ranker:
         if not self._is_reading:
             self._is_reading = True
             self._go(self._read_all())
+
+    def _is_full(self) -> bool:
+        """Whether there are more than can be ranked in time."""
+        count = len(self._waiting)
+        return count >= WAITING_COUNT_MAX or (count > 0 and time.perf_counter() - self._waiting[0].received_s > WAITING_S_MAX)
 
     def _limit(self, call: Call, received_s: float, deadline_ms: float) -> None:
         """Answer by this deadline, unless by an earlier one."""
