@@ -45,46 +45,33 @@ class Facts(NamedTuple):
     tenant: str
 
 
-class Packed(NamedTuple):
-    """What a response and its telemetry both say, encoded. ids, scores: a part an item; versions: with the end of the items before them."""
-
-    head: bytes
-    ids: list[bytes]
-    scores: list[bytes]
-    versions: bytes
-    moment: bytes
-    tenant: bytes
-
-
-def packed(items: Items, facts: Facts) -> Packed:
-    """Encoded once for both."""
-    head = text(facts.request_id) + text(facts.user_id) + _count(items.ids)
-    versions = b"".join((_ZERO, _name(facts.model_version), _name(facts.feature_version), _name(facts.generation)))
-    moment = _name(facts.degraded) + _name(facts.arm) + long(facts.ts_ms)
-    return Packed(head, list(map(text, items.ids)), list(map(_DOUBLE.pack, items.scores)), versions, moment, _name(facts.tenant))
-
-
-def response(of: Packed, items: Items, latency_ms: float) -> bytes:
+def response(items: Items, facts: Facts, latency_ms: float) -> bytes:
     """A RankResponse."""
     reasons = [_texts(words) if words else _ZERO for words in items.reasons]
-    ranked = itertools.chain.from_iterable(zip(of.ids, of.scores, reasons, strict=True))
-    return b"".join((_RESPONSE, of.head, *ranked, of.versions, _DOUBLE.pack(latency_ms), of.moment, of.tenant))
+    ranked = [part for item in zip(map(text, items.ids), map(_DOUBLE.pack, items.scores), reasons, strict=True) for part in item]
+    head = (_RESPONSE, text(facts.request_id), text(facts.user_id), _count(items.ids))
+    named = (_name(facts.model_version), _name(facts.feature_version), _name(facts.generation), _DOUBLE.pack(latency_ms))
+    tail = (_ZERO, *named, _name(facts.degraded), _name(facts.arm), long(facts.ts_ms), _name(facts.tenant))
+    return b"".join((*head, *ranked, *tail))
 
 
-def telemetry(of: Packed, items: Items, staleness_ms: int, applied: bytes = b"\0") -> bytes:
+def telemetry(items: Items, facts: Facts, staleness_ms: int, applied: bytes = b"\0") -> bytes:
     """A RankTelemetry. staleness_ms: how old the oldest vector was that came from the near cache. applied: what `offsets` gives."""
     sizes = {size: long(size) for size in set(map(len, items.vectors))}
     columns = (
-        of.ids,
-        _NUMBERS[: len(of.ids)],
-        of.scores,
+        map(text, items.ids),
+        map(_NUMBERS.__getitem__, range(len(items.ids))),
+        map(_DOUBLE.pack, items.scores),
         [sizes[len(vector)] for vector in items.vectors],
         items.vectors,
         map(_DOUBLE.pack, items.propensities),
-        itertools.repeat(_ZERO, len(of.ids)),
+        itertools.repeat(_ZERO, len(items.ids)),
     )
-    served = itertools.chain.from_iterable(zip(*columns, strict=True))
-    return b"".join((_TELEMETRY, of.head, *served, of.versions, of.moment, applied, of.tenant, long(staleness_ms)))
+    served = [part for item in zip(*columns, strict=True) for part in item]
+    head = (_TELEMETRY, text(facts.request_id), text(facts.user_id), _count(items.ids))
+    named = (_name(facts.model_version), _name(facts.feature_version), _name(facts.generation))
+    tail = (_ZERO, *named, _name(facts.degraded), _name(facts.arm), long(facts.ts_ms), applied, _name(facts.tenant), long(staleness_ms))
+    return b"".join((*head, *served, *tail))
 
 
 def offsets(applied: Mapping[Source, int]) -> bytes:

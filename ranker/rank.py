@@ -283,9 +283,8 @@ class Ranker:
     def _encoded(self, call: Call, ranked: Ranked, now_s: float) -> Answer:
         metrics.REQUESTS.labels(ranked.degraded).inc()
         facts = self._served(call).facts(call.asked.request, ranked.degraded)
-        said, packed = Said(ranked.items, facts, round((now_s - call.received_s) * 1000, 3)), encode.packed(ranked.items, facts)
-        telemetry = encode.telemetry(packed, ranked.items, ranked.stale_ms, ranked.applied)
-        return Answer(encode.response(packed, ranked.items, said.latency_ms), telemetry, said)
+        said = Said(ranked.items, facts, round((now_s - call.received_s) * 1000, 3))
+        return Answer(encode.response(*said), encode.telemetry(ranked.items, facts, ranked.stale_ms, ranked.applied), said)
 
     def _served(self, call: Call) -> Served:
         """What a request is ranked by: by what it was read for, whatever is current meanwhile."""

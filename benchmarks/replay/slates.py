@@ -49,7 +49,7 @@ def _telemetry(count: int, draw: np.random.Generator) -> Iterator[Message]:
         vectors = [vector.tobytes() for vector in draw.random((len(ids), len(REGISTRY.feature_names)), np.float32)]
         facts = encode.Facts(request_id, user_id, "m1", REGISTRY.fingerprint, "g1", "NONE", "default", ts_ms, "")
         items = encode.Items(ids, [0.5] * len(ids), [()] * len(ids), vectors, [1.0] * len(ids))
-        yield Message(request_id.encode(), encode.telemetry(encode.packed(items, facts), items, 0), ts_ms)
+        yield Message(request_id.encode(), encode.telemetry(items, facts, 0), ts_ms)
 
 
 def _impressions(count: int, draw: np.random.Generator) -> Iterator[Message]:

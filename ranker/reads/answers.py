@@ -22,7 +22,7 @@ ANSWERS_COUNT_MAX = 10_000
 
 
 class Said(NamedTuple):
-    """What a response says."""
+    """What a response says, as ranker.encode.response takes it."""
 
     items: Items
     facts: Facts

@@ -40,10 +40,10 @@ class Served(NamedTuple):
     generation: Generation | None
 
     def facts(self, request: RankRequest, degraded: Degraded) -> Facts:
-        """What an answer says besides its items."""
-        manifest, generation = self.pipeline.manifest, self.generation
-        named = (manifest.model_version, manifest.feature_version, generation.name if generation else "")
-        return Facts(request.request_id, request.user_id, *named, degraded, "default", request.ts_ms, request.tenant)
+        """What the answer to a request says besides its items."""
+        manifest, name = self.pipeline.manifest, self.generation.name if self.generation else ""
+        named = (manifest.model_version, manifest.feature_version, name, degraded, "default")
+        return Facts(request.request_id, request.user_id, *named, request.ts_ms, request.tenant)
 
 
 class Current:

@@ -87,7 +87,7 @@ def test_what_a_response_was_made_of_says_what_its_bytes_say(
 ) -> None:
     """Over HTTP and over gRPC, to the byte: asked again, there are only the bytes."""
     said = Said(Items(*zip(*places, strict=True)) if places else Items([], [], [], [], []), facts, ms)
-    response = encode.response(encode.packed(said.items, facts), said.items, ms)
+    response = encode.response(*said)
     new, again = ranked(Answer(response, None, said)), ranked(Answer(response, None))
 
     assert (json.encode(new), as_message(new)) == (json.encode(again), as_message(again))
