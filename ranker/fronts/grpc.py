@@ -21,7 +21,7 @@ from grpc_reflection.v1alpha import reflection
 from ranker.fronts.auth import ANYBODY, Caller, Tokens
 from ranker.fronts.quick.answers import ranked
 from ranker.fronts.requests import BODY_BYTES_MAX, Tell, request_of
-from ranker.fronts.shapes import Rank, Ranked
+from ranker.fronts.shapes import Place, Rank, Ranked
 from ranker.rank import Ranker
 from schemas.errors import DecodeError, SettingsError
 from schemas.proto.millstream.v1 import rank_pb2
@@ -149,7 +149,12 @@ def _request(body: bytes, tenant: str, now_ms: int, left_s: float | None, total_
 
 def as_message(found: Ranked) -> bytes:
     """What a response says as the gRPC answer: its fields of the same names."""
-    places = [rank_pb2.RankedItem(item_id=place.item_id, score=place.score, reasons=place.reasons) for place in found.ranked_items]
-    named = {name: getattr(found, name) for name in ANSWERED}
-    answer: bytes = rank_pb2.RankResponse(**named | {"ranked_items": places}).SerializeToString()
+    named = {name: getattr(found, name) for name in ANSWERED} | {"ranked_items": list(map(_place, found.ranked_items))}
+    answer: bytes = rank_pb2.RankResponse(**named).SerializeToString()
     return answer
+
+
+def _place(place: Place) -> dict[str, object]:
+    """A RankedItem's fields; to say that there are no reasons takes as long as all else."""
+    said: dict[str, object] = {"item_id": place.item_id, "score": place.score}
+    return said | {"reasons": place.reasons} if place.reasons else said
