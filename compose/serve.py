@@ -21,6 +21,7 @@ from ranker import bundle as bundles
 from ranker.fronts import auth
 from ranker.fronts.grpc import GrpcFront
 from ranker.fronts.http import HttpFront
+from ranker.fronts.quick.http import RankProtocol
 from ranker.kafka import RankSettings, RankWorker
 from ranker.rank import Ranker
 from schemas import codec
@@ -188,8 +189,8 @@ async def _listening(front: HttpFront, settings: Settings) -> AsyncIterator[None
 def http_config(front: HttpFront) -> uvicorn.Config:
     """How an HTTP front end is served."""
     # WebSockets are refused as any upgrade is: uvicorn would hand them on, were there a library for them.
-    said: dict[str, Any] = {"http": "httptools", "ws": "none", "lifespan": "off", "access_log": False}
-    said |= {"log_level": "warning", "server_header": False}
+    said: dict[str, Any] = {"http": RankProtocol, "ws": "none", "lifespan": "off", "access_log": False}
+    said |= {"log_level": "warning", "server_header": False, "proxy_headers": False}
     return uvicorn.Config(front, timeout_graceful_shutdown=DRAIN_S, timeout_keep_alive=KEEP_ALIVE_S, **said)
 
 

@@ -11,14 +11,15 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from ranker import metrics
-from ranker.fronts.records import CORRELATION_ID, REPLY_PARTITION, REPLY_TOPIC, TRACE, decode_request
+from ranker.fronts.quick import avro as quick
+from ranker.fronts.records import CORRELATION_ID, REPLY_TOPIC, TRACE, decode_request, reply_place
 from ranker.rank import Answer, Ranker
 from schemas import codec
 from schemas.errors import DecodeError, LogError, kafka_advice
@@ -27,15 +28,17 @@ from schemas.topics import DEAD_LETTERS, RANK_REQUESTS, RANK_RESPONSES, RANK_TEL
 
 #: Requests taken at once. More would let the last of a batch wait for longer than its deadline.
 BATCH_ROWS_MAX = 64
+#: Batches under way at once.
+BATCHES_COUNT_MAX = 2
 #: How long a poll waits for a first request (seconds): also how long a stop may go unnoticed.
 POLL_S = 0.1
 #: How often answers are flushed, offsets committed and the lag is told (seconds): what is asked again after a crash.
 COMMIT_S = 1.0
 #: How often the current generation is looked up (seconds).
 LOOK_S = 1.0
-#: How long telemetry waits for more of it (milliseconds): nobody waits for it, and a message by itself costs Kafka and its client a
-#: request. Longer, and more of it is lost when a worker is killed.
-TELEMETRY_LINGER_MS = 50
+#: How long telemetry waits for more of its partition (milliseconds): nobody waits for it, and a message by itself costs Kafka and its
+#: client a request. Longer, and more of it is lost when a worker is killed.
+TELEMETRY_LINGER_MS = 500
 #: How long a flush may take (seconds) before the worker gives up on Kafka.
 FLUSH_S = 30.0
 #: How long Kafka may take to say what partitions a reply topic has (seconds).
@@ -76,6 +79,7 @@ class RankWorker:
         self._settings = settings
         self._ranker = ranker
         self._schema_ids = schema_ids
+        quick.warm()
         self._said: deque[KafkaError] = deque(maxlen=10)
         common = {"bootstrap.servers": settings.kafka_bootstrap, "error_cb": self._said.append, **settings.security}
         self._consumer = Consumer(
@@ -89,12 +93,14 @@ class RankWorker:
                 "allow.auto.create.topics": False,
             }
         )
-        sending = {"linger.ms": 0, "enable.idempotence": True, "compression.type": "lz4", "message.max.bytes": LETTER_BYTES_MAX}
+        sending = {"enable.idempotence": True, "compression.type": "lz4", "message.max.bytes": LETTER_BYTES_MAX}
+        # What Kafka took needs no call of ours: a flush says that there is nothing else.
+        sending |= {"linger.ms": 0, "delivery.report.only.error": True}
         self._producer = Producer(common | sending)
         self._telemetry = Producer(common | sending | {"linger.ms": TELEMETRY_LINGER_MS})
-        #: Whether more is to be polled; what may be committed of each batch, and of all of them.
-        self._wanted = threading.Semaphore()
-        self._answered: deque[dict[tuple[str, int], int]] = deque()
+        #: How many more batches may be taken; those that were, with what may be committed of each; and what may be of those before.
+        self._wanted = threading.Semaphore(BATCHES_COUNT_MAX)
+        self._taken: deque[asyncio.Task[dict[tuple[str, int], int]]] = deque()
         self._due: dict[tuple[str, int], int] = {}
         self._refused: KafkaError | None = None
         self._reply_partitions: dict[str, int] = {}
@@ -112,36 +118,39 @@ class RankWorker:
             await asyncio.to_thread(self._close)
 
     async def _answer_until(self, stop: asyncio.Event) -> None:
-        """Take what is polled, and wait for what was taken before: with one batch under way the store would be waited for idly."""
-        polled: asyncio.Queue[tuple[list[StoredRecord], float] | None] = asyncio.Queue()
-        polling = asyncio.create_task(asyncio.to_thread(self._poll_until, stop, asyncio.get_running_loop(), polled))
-        before = asyncio.create_task(self._answer([], 0.0))
+        """Answer what is polled, some batches at once: with one under way the store would be waited for idly."""
+        loop = asyncio.get_running_loop()
+
+        def take(records: Sequence[StoredRecord], received_s: float) -> None:
+            batch = loop.create_task(self._answer(records, received_s))
+            self._taken.append(batch)
+            batch.add_done_callback(lambda _: self._wanted.release())
+
+        def hand_over(records: Sequence[StoredRecord], received_s: float) -> None:
+            loop.call_soon_threadsafe(take, records, received_s)
+
+        polling = loop.create_task(asyncio.to_thread(self._poll_until, stop, hand_over))
         try:
-            while found := await polled.get():
-                last, before = before, asyncio.create_task(self._answer(*found))
-                self._answered.append(await last)
-                self._wanted.release()
-            self._answered.append(await before)
+            await asyncio.wait((polling,))
         finally:
-            before.cancel()
             stop.set()
             self._wanted.release()
             await polling
+        await asyncio.gather(*self._taken)
 
-    def _poll_until(self, stop: asyncio.Event, loop: asyncio.AbstractEventLoop, polled: "asyncio.Queue[Any]") -> None:
-        """Poll, in a thread of its own, whenever more is wanted; all that the consumer does is done here. None is the end."""
+    def _poll_until(self, stop: asyncio.Event, hand_over: Callable[[Sequence[StoredRecord], float], None]) -> None:
+        """Poll, in a thread of its own, whenever another batch may be taken; all that the consumer does is done here."""
         committed_s = 0.0
-        try:
-            while not stop.is_set():
-                self._wanted.acquire()
-                records, received_s = self._poll(), time.perf_counter()
-                # Nothing is handed on, too: what was taken before is then waited for, and can be committed.
-                loop.call_soon_threadsafe(polled.put_nowait, (records, received_s))
-                if received_s - committed_s > COMMIT_S:
-                    self._tick()
-                    committed_s = received_s
-        finally:
-            loop.call_soon_threadsafe(polled.put_nowait, None)
+        while not stop.is_set():
+            self._wanted.acquire()
+            records, received_s = self._poll(), time.perf_counter()
+            if records:
+                hand_over(records, received_s)
+            else:
+                self._wanted.release()
+            if received_s - committed_s > COMMIT_S:
+                self._tick()
+                committed_s = received_s
 
     async def _answer(self, records: Sequence[StoredRecord], received_s: float) -> dict[tuple[str, int], int]:
         """Answer requests side by side: while the store hangs, each waits for its own deadline. Returns what may be committed then."""
@@ -211,15 +220,10 @@ class RankWorker:
 
     def _destination(self, headers: dict[str, bytes]) -> tuple[str, int]:
         """Where an answer goes: where the request asks, if that is allowed."""
-        named = headers.get(REPLY_TOPIC, b"").decode(errors="replace")
-        if named in self._settings.reply_topics:
-            wanted = headers.get(REPLY_PARTITION, b"")
-            partition = int.from_bytes(wanted) if len(wanted) == 4 else -1
-            # A partition that is not there would never be delivered, and one request would stop the worker.
-            return named, partition if partition < self._reply_partitions[named] else -1
-        if named:
+        found = reply_place(headers, self._reply_partitions)
+        if found is None and headers.get(REPLY_TOPIC):
             metrics.REPLIES_REFUSED.inc()
-        return self._topic(RANK_RESPONSES.name), -1
+        return found or (self._topic(RANK_RESPONSES.name), -1)
 
     def _refuse(self, bad: BadRecord) -> None:
         value, headers = codec.dead_letter(bad)
@@ -247,8 +251,10 @@ class RankWorker:
 
         What was taken away meanwhile is left out: its new owner may have committed more.
         """
-        while self._answered:
-            self._due |= self._answered.popleft()
+        while self._taken and self._taken[0].done():
+            # One that failed stays, and ends the worker: nothing behind it may be committed.
+            self._due |= self._taken[0].result()
+            self._taken.popleft()
         due, self._due = self._due, {}
         if not due:
             return

@@ -20,8 +20,7 @@ from ranker import encode, metrics
 from ranker.batch import Pipeline, Ranked, cause_of
 from ranker.budgets import BUDGETS, Budgets
 from ranker.bundle import Bundle
-from ranker.encode import Facts
-from ranker.reads.answers import Answer, Answers, Call
+from ranker.reads.answers import Answer, Answers, Call, Said
 from ranker.reads.reader import Asked, Read
 from ranker.served.current import Current, Find, Served, no_other
 from ranker.slate.rules import NO_RULES, Rules
@@ -40,8 +39,9 @@ KEEP_MS_MIN = 3
 WINDOW_S = 0.002
 #: Requests of one batch. More would let the first of them wait for the scoring of the last.
 BATCH_COUNT_MAX = 64
-#: Requests that may wait for a batch. Past them one is answered by popularity at once: it would not be read for inside its deadline.
-WAITING_COUNT_MAX = 512
+#: Requests that may wait for a batch, and how long the first of them may have (seconds): a read that hangs, and some. Past either one is
+#: answered by popularity at once: it would not be read for inside its deadline, and callers would run out of connections to ask on.
+WAITING_COUNT_MAX, WAITING_S_MAX = 512, 0.04
 
 
 class Ranker:
@@ -119,12 +119,12 @@ class Ranker:
         """
         asked, served = Asked(request, list(dict.fromkeys(request.candidate_item_ids))), self._current.served
         known = await served.pipeline.read(served.generation, [asked])
-        facts = _facts(request, served, Degraded.NONE)
+        facts = served.facts(request, Degraded.NONE)
         named = ("request_id", "user_id", "model_version", "feature_version", "generation", "ts_ms")
         return {name: getattr(facts, name) for name in named} | served.pipeline.explain(asked, known)
 
     def _begin(self, call: Call) -> None:
-        if len(self._waiting) >= WAITING_COUNT_MAX:
+        if self._is_full():
             self._shed(call, "queue")
         if call.is_settled:
             return
@@ -132,6 +132,11 @@ class Ranker:
         if not self._is_reading:
             self._is_reading = True
             self._go(self._read_all())
+
+    def _is_full(self) -> bool:
+        """Whether there are more than can be ranked in time."""
+        count = len(self._waiting)
+        return count >= WAITING_COUNT_MAX or (count > 0 and time.perf_counter() - self._waiting[0].received_s > WAITING_S_MAX)
 
     def _limit(self, call: Call, received_s: float, deadline_ms: float) -> None:
         """Answer by this deadline, unless by an earlier one."""
@@ -277,9 +282,9 @@ class Ranker:
 
     def _encoded(self, call: Call, ranked: Ranked, now_s: float) -> Answer:
         metrics.REQUESTS.labels(ranked.degraded).inc()
-        facts = _facts(call.asked.request, self._served(call), ranked.degraded)
-        response = encode.response(ranked.items, facts, round((now_s - call.received_s) * 1000, 3))
-        return Answer(response, encode.telemetry(ranked.items, facts, ranked.stale_ms, ranked.applied))
+        facts = self._served(call).facts(call.asked.request, ranked.degraded)
+        said = Said(ranked.items, facts, round((now_s - call.received_s) * 1000, 3))
+        return Answer(encode.response(*said), encode.telemetry(ranked.items, facts, ranked.stale_ms, ranked.applied), said)
 
     def _served(self, call: Call) -> Served:
         """What a request is ranked by: by what it was read for, whatever is current meanwhile."""
@@ -291,9 +296,3 @@ class Ranker:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _facts(request: RankRequest, served: Served, degraded: Degraded) -> Facts:
-    manifest, generation = served.pipeline.manifest, served.generation
-    named = (manifest.model_version, manifest.feature_version, generation.name if generation else "")
-    return Facts(request.request_id, request.user_id, *named, degraded, "default", request.ts_ms, request.tenant)

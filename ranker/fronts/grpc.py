@@ -1,6 +1,6 @@
 """The gRPC front end: millstream.v1.Ranking (schemas/proto), grpc.health.v1 and server reflection.
 
-An answer is a function of the response's kept bytes, so that a request_id gets the same one on every front end. A fault of the store or of
+An answer says what the response's kept bytes say, so that a request_id gets the same one on every front end. A fault of the store or of
 the model is never an error: the ranker falls back and says so in `degraded`. A call that its client cancels, or whose deadline is over,
 cancels the coroutine that answers it, and with it the ranking.
 """
@@ -19,14 +19,13 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from ranker.fronts.auth import ANYBODY, Caller, Tokens
+from ranker.fronts.quick.answers import ranked
 from ranker.fronts.requests import BODY_BYTES_MAX, Tell, request_of
-from ranker.fronts.shapes import Rank
+from ranker.fronts.shapes import Place, Rank, Ranked
 from ranker.rank import Ranker
-from schemas import codec
 from schemas.errors import DecodeError, SettingsError
 from schemas.proto.millstream.v1 import rank_pb2
 from schemas.records import RankRequest
-from schemas.topics import RANK_RESPONSES
 
 SERVICE = rank_pb2.DESCRIPTOR.services_by_name["Ranking"].full_name
 #: In this trailing metadata a caller that asks too often is told when to come again (milliseconds); a client of
@@ -116,7 +115,7 @@ class GrpcFront:
         answer = await self._ranker.answer(request, received_s)
         if answer.telemetry is not None:
             self._tell(request, answer.telemetry)
-        return as_message(answer.response)
+        return as_message(ranked(answer))
 
     async def _caller(self, context: Context) -> Caller:
         """Who asks; somebody who is not known, or asks too often, goes away here."""
@@ -148,8 +147,14 @@ def _request(body: bytes, tenant: str, now_ms: int, left_s: float | None, total_
     return msgspec.structs.replace(request, deadline_ms=min(request.deadline_ms or total_ms, max(int(left_s * 1000), 1)))
 
 
-def as_message(response: bytes) -> bytes:
-    """An encoded RankResponse as the gRPC answer: its fields of the same names."""
-    found = msgspec.to_builtins(codec.decode(RANK_RESPONSES, response))
-    answer: bytes = rank_pb2.RankResponse(**{name: found[name] for name in ANSWERED}).SerializeToString()
+def as_message(found: Ranked) -> bytes:
+    """What a response says as the gRPC answer: its fields of the same names."""
+    named = {name: getattr(found, name) for name in ANSWERED} | {"ranked_items": list(map(_place, found.ranked_items))}
+    answer: bytes = rank_pb2.RankResponse(**named).SerializeToString()
     return answer
+
+
+def _place(place: Place) -> dict[str, object]:
+    """A RankedItem's fields; to say that there are no reasons takes as long as all else."""
+    said: dict[str, object] = {"item_id": place.item_id, "score": place.score}
+    return said | {"reasons": place.reasons} if place.reasons else said

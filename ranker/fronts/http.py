@@ -1,6 +1,6 @@
 """The HTTP front end, a plain ASGI app: POST /v1/rank, and what operators look at.
 
-An answer is a function of the response's kept bytes, so that a request_id gets the same one on every front end. A fault of the store or of
+An answer says what the response's kept bytes say, so that a request_id gets the same one on every front end. A fault of the store or of
 the model is never a 5xx to a rank request: the ranker falls back and says so in `degraded`.
 """
 
@@ -8,7 +8,7 @@ import asyncio
 import math
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qs, unquote_to_bytes
@@ -22,14 +22,13 @@ from online_store.view import describe
 from ranker.fronts import openapi, problems
 from ranker.fronts.auth import ANYBODY, Caller, Tokens
 from ranker.fronts.problems import Problem
+from ranker.fronts.quick.answers import ranked, ranked_again
 from ranker.fronts.requests import BODY_BYTES_MAX, Tell, request_of
-from ranker.fronts.shapes import Place, Rank, Ranked, Status
-from ranker.rank import Answer, Ranker
-from schemas import codec
+from ranker.fronts.shapes import Rank, Status
+from ranker.rank import Ranker
 from schemas.errors import BundleError, DecodeError, SettingsError, StoreError
 from schemas.features import Registry
-from schemas.records import ID_BYTES_MAX, TS_MS_MAX, RankRequest, RankResponse
-from schemas.topics import RANK_RESPONSES
+from schemas.records import ID_BYTES_MAX, TS_MS_MAX, RankRequest
 
 JSON = b"application/json"
 #: How long a request is ranked before it is looked whether its client is still there (seconds): most are answered by then, and looking
@@ -40,6 +39,8 @@ Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Reply = tuple[bytes, bytes]
+#: Names in lower case, values as they came.
+Headers = Sequence[tuple[bytes, bytes]]
 
 _BODY = msgspec.json.Decoder(Rank)
 
@@ -90,11 +91,11 @@ class HttpFront:
             raise Problem(HTTPStatus.METHOD_NOT_ALLOWED, f"{path} takes {allow} only", headers=[(b"allow", allow.encode())])
         return await handle(scope, receive, **match.groupdict())
 
-    def _caller(self, scope: Scope) -> Caller:
+    def _caller(self, headers: Headers) -> Caller:
         """Who asks. Raises Problem for somebody who is not known, or asks too often."""
         if self._tokens is None:
             return ANYBODY
-        caller = self._tokens.caller(_header(scope, b"authorization"))
+        caller = self._tokens.caller(_header(headers, b"authorization"))
         if caller is None:
             challenge = [(b"www-authenticate", b"Bearer")]
             raise Problem(HTTPStatus.UNAUTHORIZED, "no token that is known: send `Authorization: Bearer TOKEN`", headers=challenge)
@@ -104,17 +105,21 @@ class HttpFront:
             raise Problem(HTTPStatus.TOO_MANY_REQUESTS, f"ask again in {after.decode()} s", headers=[(b"retry-after", after)])
         return caller
 
-    async def _rank(self, scope: Scope, receive: Receive) -> Reply:
-        received_s = time.perf_counter()
-        caller = self._caller(scope)
-        request = _request(await _body(scope, receive), caller.tenant, time.time_ns() // 1_000_000)
-        answer = await self._unless_gone(receive, self._ranker.answer(request, received_s))
+    async def rank(self, headers: Headers, body: bytes, received_s: float) -> bytes:
+        """The JSON that answers POST /v1/rank. received_s: time.perf_counter() when it came in. Raises Problem."""
+        request = _request(body, self._caller(headers).tenant, time.time_ns() // 1_000_000)
+        answer = await self._ranker.answer(request, received_s)
         if answer.telemetry is not None:
             self._tell(request, answer.telemetry)
-        return JSON, as_json(answer.response)
+        return msgspec.json.encode(ranked(answer))
+
+    async def _rank(self, scope: Scope, receive: Receive) -> Reply:
+        received_s = time.perf_counter()
+        body = await _body(scope["headers"], receive)
+        return JSON, await self._unless_gone(receive, self.rank(scope["headers"], body, received_s))
 
     @staticmethod
-    async def _unless_gone(receive: Receive, answering: Awaitable[Answer]) -> Answer:
+    async def _unless_gone(receive: Receive, answering: Awaitable[bytes]) -> bytes:
         """The answer; it is cancelled where the client leaves first, and raises Problem for nobody to read."""
         asking, leaving = asyncio.current_task(), None
         assert asking is not None
@@ -142,7 +147,7 @@ class HttpFront:
 
     async def _explain(self, scope: Scope, _: Receive) -> Reply:
         """What POST /v1/rank would answer, and why, with its body as a query: lists are repeated, `context.tab` is one of the context."""
-        caller = self._caller(scope)
+        caller = self._caller(scope["headers"])
         body = openapi.body_of(parse_qs(scope["query_string"].decode("ascii", "replace"), keep_blank_values=True))
         request = _request(body, caller.tenant, time.time_ns() // 1_000_000)
         try:
@@ -151,7 +156,7 @@ class HttpFront:
             raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, f"a request would fall back now, and there is no more to say: {error}") from error
 
     async def _features(self, scope: Scope, _: Receive, kind: str, entity_id: str) -> Reply:
-        caller = self._caller(scope)
+        caller = self._caller(scope["headers"])
         if len(entity_id.encode()) > ID_BYTES_MAX:
             raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"id is longer than {ID_BYTES_MAX} bytes", "id")
         asked = parse_qs(scope["query_string"].decode("ascii", "replace"), keep_blank_values=True)
@@ -190,17 +195,17 @@ def _path(scope: Scope) -> str:
         raise Problem(HTTPStatus.BAD_REQUEST, f"the path is not UTF-8: {error}") from error
 
 
-def _header(scope: Scope, name: bytes) -> str:
-    """A header's value, empty where there is none; ASGI has names in lower case."""
-    return next((value.decode("latin-1") for found, value in scope["headers"] if found == name), "")
+def _header(headers: Headers, name: bytes) -> str:
+    """A header's value, empty where there is none."""
+    return next((value.decode("latin-1") for found, value in headers if found == name), "")
 
 
-async def _body(scope: Scope, receive: Receive) -> bytes:
-    if "upgrade" in _header(scope, b"connection").lower():
+async def _body(headers: Headers, receive: Receive) -> bytes:
+    if "upgrade" in _header(headers, b"connection").lower():
         # httptools takes what follows for the other protocol, and gives no body.
-        said = f"there is no upgrade to {_header(scope, b'upgrade')}: ask without it, in Java by HttpClient.Version.HTTP_1_1"
+        said = f"there is no upgrade to {_header(headers, b'upgrade')}: ask without it, in Java by HttpClient.Version.HTTP_1_1"
         raise Problem(HTTPStatus.BAD_REQUEST, said, headers=[(b"connection", b"close")])
-    length = _header(scope, b"content-length")
+    length = _header(headers, b"content-length")
     body, more = b"", True
     while more:
         if len(body) > BODY_BYTES_MAX or (length.isdecimal() and int(length) > BODY_BYTES_MAX):
@@ -227,8 +232,4 @@ def _request(body: bytes, tenant: str, now_ms: int) -> RankRequest:
 
 def as_json(response: bytes) -> bytes:
     """An encoded RankResponse as the HTTP answer."""
-    found = codec.decode(RANK_RESPONSES, response)
-    assert isinstance(found, RankResponse), found
-    places = [Place(item.item_id, item.score, item.reasons) for item in found.ranked_items]
-    versions = (found.model_version, found.feature_version)
-    return msgspec.json.encode(Ranked(places, *versions, found.latency_ms, found.request_id, found.degraded, found.generation))
+    return msgspec.json.encode(ranked_again(response))

@@ -1,5 +1,8 @@
 """What Kafka hands over becomes a request that can be answered: the names of its headers, and what is refused."""
 
+from collections.abc import Mapping
+
+from ranker.fronts.quick import avro as quick
 from schemas import codec
 from schemas.errors import DecodeError
 from schemas.records import CLOCK_SKEW_MS_MAX, RankRequest, Reason
@@ -15,7 +18,7 @@ def decode_request(record: StoredRecord, schema_ids: codec.SchemaIds | None = No
     """A request that can be answered. Raises DecodeError with the reason code of its dead letter."""
     if record.headers is UNREADABLE:
         raise DecodeError(Reason.MALFORMED, "the name of a header is not UTF-8: none of its headers can be read")
-    request = codec.decode(RANK_REQUESTS, record.value, record.headers, schema_ids)
+    request = quick.request(record.value, record.headers) or codec.decode(RANK_REQUESTS, record.value, record.headers, schema_ids)
     assert isinstance(request, RankRequest), request
     codec.check(request, record.timestamp)
     if record.timestamp - request.ts_ms > CLOCK_SKEW_MS_MAX:
@@ -25,3 +28,16 @@ def decode_request(record: StoredRecord, schema_ids: codec.SchemaIds | None = No
         if name in (CORRELATION_ID, TRACE) and len(header) > HEADER_BYTES_MAX:
             raise DecodeError(Reason.OVERSIZE, f"header {name} has {len(header)} bytes, at most {HEADER_BYTES_MAX} are carried on")
     return request
+
+
+def reply_place(headers: Mapping[str, bytes], partitions: Mapping[str, int]) -> tuple[str, int] | None:
+    """Topic and partition that a request names for its answer, -1 is its key's; None where it names none that is allowed.
+
+    partitions: how many each allowed topic has. One that is not there would never be delivered, and one request would stop the worker.
+    """
+    named = headers.get(REPLY_TOPIC, b"").decode(errors="replace")
+    if named not in partitions:
+        return None
+    wanted = headers.get(REPLY_PARTITION, b"")
+    partition = int.from_bytes(wanted) if len(wanted) == 4 else -1
+    return named, partition if partition < partitions[named] else -1

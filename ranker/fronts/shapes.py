@@ -3,6 +3,7 @@
 Nothing else is imported here, so that a client is light.
 """
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
@@ -31,7 +32,7 @@ class Place(Struct, frozen=True):
 
     item_id: str
     score: float
-    reasons: list[str]
+    reasons: Sequence[str]
 
 
 class Ranked(Struct, frozen=True):

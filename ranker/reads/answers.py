@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from online_store.store import OnlineStore
+from ranker.encode import Facts, Items
 from ranker.reads.reader import Asked
 from ranker.served.current import Served
 from schemas import codec
@@ -20,11 +21,23 @@ ANSWER_TTL_MS = 900_000
 ANSWERS_COUNT_MAX = 10_000
 
 
+class Said(NamedTuple):
+    """What a response says, as ranker.encode.response takes it."""
+
+    items: Items
+    facts: Facts
+    latency_ms: float
+
+
 class Answer(NamedTuple):
-    """What goes out. response: the encoded RankResponse; telemetry: the encoded RankTelemetry, None for a repeated answer."""
+    """What goes out. response: the encoded RankResponse; telemetry: the encoded RankTelemetry, None for a repeated answer.
+
+    said: what the response was made of, where it was made just now.
+    """
 
     response: bytes
     telemetry: bytes | None
+    said: Said | None = None
 
 
 @dataclass(eq=False, slots=True)

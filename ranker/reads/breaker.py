@@ -10,8 +10,9 @@ from dataclasses import dataclass
 #: Failures in a row after which a server is left alone. One may be a hiccup; each costs its caller all the time that it had.
 FAILURES_MAX = 2
 #: The first pause, and the longest (seconds); each is jittered by half, so that a fleet does not ask at once. The longest bounds for how
-#: long a server that is back is not asked.
-PAUSE_S, PAUSE_S_MAX = 0.05, 1.0
+#: long a server that is back is not asked: four of them in a second, for one that is just back may well miss the first. Shorter, and
+#: those who wait for a server that hangs would be many.
+PAUSE_S, PAUSE_S_MAX = 0.05, 0.25
 
 
 @dataclass(slots=True)

@@ -4,8 +4,9 @@ import asyncio
 import hashlib
 import http.client
 import json
+import re
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
@@ -303,11 +304,12 @@ async def test_a_client_who_leaves_is_not_ranked_for(world: World) -> None:
     writer.write(b"POST /v1/rank HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
     await gone.wait()
     await asyncio.sleep(0.1)
+    under_way = set(world.server.server_state.tasks)
     world.store.read_fault = world.store.keep_fault = None
     [kept] = await world.store.keep_answers([(b"answer::r1", b"none was")], 1_000)
     after = await world.rank(request_id="r2")
 
-    assert (kept, after.status, world.told) == (b"none was", 200, ["r2"])
+    assert (under_way, kept, after.status, world.told) == (set(), b"none was", 200, ["r2"])
 
 
 async def test_a_connection_serves_many_requests(world: World) -> None:
@@ -347,6 +349,69 @@ async def test_a_connection_is_kept(world: World) -> None:
         return found
 
     assert await asyncio.to_thread(ask) == [200, 413, 404, 200]
+
+
+@pytest.mark.parametrize(
+    ("more", "wrap"),
+    [
+        (b"transfer-encoding: chunked\r\n\r\n", lambda body: b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)),
+        (b"connection: x-odd\r\ncontent-length: %d\r\n\r\n", lambda body: body),
+    ],
+)
+@pytest.mark.parametrize("fields", [{}, {"k": 0}], ids=["ranked", "refused"])
+async def test_what_is_not_plain_is_answered_as_what_is(
+    world: World, more: bytes, wrap: Callable[[bytes], bytes], fields: dict[str, int]
+) -> None:
+    """To the byte, head included: a plain request goes past ASGI, these do not."""
+    body = json.dumps(GOOD | fields).encode()
+    plain = b"content-length: %d\r\n\r\n%b" % (len(body), body)
+    odd = (more % len(body) if b"%d" in more else more) + wrap(body)
+    answers = [await relay(world.port)(RANK_HEAD + rest) for rest in (plain, odd)]
+
+    assert [sorted(answer.split(b"\r\n")) for answer in answers] == [sorted(answers[0].split(b"\r\n"))] * 2
+
+
+async def test_requests_sent_at_once_are_answered_in_order(world: World) -> None:
+    """A client need not wait for an answer before its next request, though that is a repeat; the last one ends the connection."""
+    await world.rank(request_id="r1")
+    reader, writer = await asyncio.open_connection(HOST, world.port)
+    for number in range(3):
+        body = json.dumps(GOOD | {"request_id": f"r{number}"}).encode()
+        more = b"connection: close\r\n" if number == 2 else b""
+        writer.write(RANK_HEAD + more + b"content-length: %d\r\n\r\n" % len(body) + body)
+    found = await reader.read()
+    writer.close()
+
+    assert re.findall(rb'"request_id":"(r\d)"', found) == [b"r0", b"r1", b"r2"]
+
+
+async def test_a_body_that_comes_in_pieces_is_one(world: World) -> None:
+    """Networks cut where they like."""
+    body = json.dumps(GOOD).encode()
+    reader, writer = await asyncio.open_connection(HOST, world.port)
+    for piece in (RANK_HEAD[:9], RANK_HEAD[9:], b"content-length: %d\r\n\r\n" % len(body), body[:7], body[7:]):
+        writer.write(piece)
+        await asyncio.sleep(0.02)
+    status = await reader.readline()
+    writer.close()
+
+    assert status == b"HTTP/1.1 200 OK\r\n"
+
+
+async def test_a_fault_that_nobody_thought_of_is_told_and_ends_the_connection(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client does not wait for what will not come."""
+
+    async def fault(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(world.ranker, "answer", fault)
+    body = json.dumps(GOOD).encode()
+    reader, writer = await asyncio.open_connection(HOST, world.port)
+    writer.write(RANK_HEAD + b"content-length: %d\r\n\r\n" % len(body) + body)
+    found = await reader.read()
+    writer.close()
+
+    assert (found.split(b" ", 2)[1], b"connection: close" in found) == (b"500", True)
 
 
 async def test_nothing_is_compressed(world: World) -> None:

@@ -1,6 +1,13 @@
 """When the store is left alone, and when it is asked again."""
 
+import itertools
+
 from ranker.reads.breaker import FAILURES_MAX, PAUSE_S_MAX, Breaker
+
+#: After an outage answers are to be full again within this (seconds).
+FULL_AGAIN_S = 2.0
+#: What one question may take that is not answered (seconds): the ranker's budget for a read, and as long again.
+ASKING_S = 0.05
 
 
 def failing(times: int) -> Breaker:
@@ -42,3 +49,14 @@ def test_pauses_grow_to_a_bound() -> None:
     breaker = failing(50)
 
     assert (breaker.allows(0.4 * PAUSE_S_MAX), breaker.allows(PAUSE_S_MAX)) == (False, True)
+
+
+def test_a_server_that_is_back_may_miss_several_questions() -> None:
+    """Asked through an outage however long, and five times more in vain while it loads what it had, it is asked again in time."""
+    breaker, asked_s = failing(FAILURES_MAX), list[float]()
+    for now_s in itertools.takewhile(lambda moment: moment < 60 + FULL_AGAIN_S, itertools.count(0.0, 0.001)):
+        if breaker.allows(now_s):
+            breaker.failed(now_s + ASKING_S)
+            asked_s.append(now_s)
+
+    assert len([moment for moment in asked_s if moment >= 60]) > 5

@@ -78,6 +78,7 @@ async def test_requests_that_come_at_once_share_a_read(ranker: Ranker, store: Wa
 async def test_requests_of_one_window_share_a_read(ranker: Ranker, store: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a quiet moment one is read for at once; those that come one after the other within the window of that read share the next."""
     monkeypatch.setattr("ranker.rank.WINDOW_S", 1.0)
+    monkeypatch.setattr("ranker.rank.WAITING_S_MAX", 5.0)
     asked = []
     for number in range(5):
         asked.append(asyncio.create_task(ask(ranker, "i1", user_id=f"u{number}", request_id=f"r{number}")))
@@ -146,6 +147,14 @@ async def test_a_full_queue_sheds_to_the_fallback(ranker: Ranker, monkeypatch: p
     answers = await all_of(ranker, *[(("i1",), {})] * 4)
 
     assert [response(answer.response).degraded for answer in answers] == ["NONE", "NONE", "POPULARITY", "POPULARITY"]
+
+
+async def test_a_queue_that_does_not_get_on_sheds_to_the_fallback(ranker: Ranker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However short it is: who came first has waited for too long, and so would they."""
+    monkeypatch.setattr("ranker.rank.WAITING_S_MAX", -1.0)
+    answers = await all_of(ranker, *[(("i1",), {})] * 3)
+
+    assert [response(answer.response).degraded for answer in answers] == ["NONE", "POPULARITY", "POPULARITY"]
 
 
 async def test_a_store_that_fails_is_left_alone(ranker: Ranker, store: Watched) -> None:
