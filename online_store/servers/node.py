@@ -6,13 +6,20 @@ import ssl
 from collections.abc import Sequence
 from typing import Any, cast
 
+import numba
+import numpy as np
 from hiredis import Reader, ReplyError, pack_command
+from numpy.typing import NDArray
 
+from online_store.keys import Keys
 from online_store.servers.address import Address
+from schemas.columnar.words import Buffer
 from schemas.errors import StoreError
 
 #: Connections to one node. A call beyond them waits for one inside its own time; a ranker has at most as many requests under way.
 CONNECTIONS_MAX = 64
+#: What frames a key of up to 999 bytes: "$", its length, and two ends of lines. A key has an id, a tenant, and some words.
+KEY_FRAME_BYTES_MAX = 8
 #: What OpenSSL calls a failure that does not pass by itself, besides a certificate that it refuses.
 LASTING_TLS = re.compile("ALERT|WRONG_VERSION_NUMBER|UNKNOWN_PROTOCOL")
 
@@ -20,6 +27,35 @@ LASTING_TLS = re.compile("ALERT|WRONG_VERSION_NUMBER|UNKNOWN_PROTOCOL")
 def pack(*words: bytes | str | int) -> bytes:
     """One command as it goes over the wire."""
     return bytes(pack_command(words))  # type: ignore[arg-type]  # its stub allows one word only
+
+
+def pack_keys(name: bytes, keys: Keys) -> bytes:
+    """One command on keys as it goes over the wire."""
+    head = b"*%d\r\n$%d\r\n%b\r\n" % (1 + len(keys), len(name), name)
+    packed = np.empty(len(head) + len(keys.text) + len(keys) * KEY_FRAME_BYTES_MAX, np.uint8)
+    packed[: len(head)] = np.frombuffer(head, np.uint8)
+    return packed[: _frame(keys.text, keys.starts, packed, len(head))].tobytes()
+
+
+@numba.njit(cache=True, nogil=True)
+def _frame(text: Buffer, starts: NDArray[np.int64], packed: Buffer, at: int) -> int:
+    """Put keys into packed from there on, each as a bulk string; returns where they end."""
+    for row in range(len(starts) - 1):
+        length = starts[row + 1] - starts[row]
+        digits = 1 if length < 10 else 2 if length < 100 else 3
+        packed[at] = ord("$")
+        for place in range(digits):
+            packed[at + digits - place] = ord("0") + length % 10
+            length //= 10
+        at += 1 + digits
+        packed[at], packed[at + 1] = 13, 10
+        at += 2
+        for place in range(starts[row], starts[row + 1]):
+            packed[at] = text[place]
+            at += 1
+        packed[at], packed[at + 1] = 13, 10
+        at += 2
+    return at
 
 
 def code_of(answer: object) -> str:

@@ -15,7 +15,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.columnar.words import Buffer, hash64
+from online_store.keys import Names
+from schemas.columnar.words import Buffer, hash64, same
 from schemas.records import ID_BYTES_MAX
 
 Ints = NDArray[np.int64]
@@ -44,15 +45,29 @@ HEAD = 4
 SEED = np.uint64(0)
 
 
-class Names(NamedTuple):
-    """n items by name, tenant:id each. text: all names; starts: int64 [n + 1], where each begins."""
+class Lacking(NamedTuple):
+    """What of n candidates of r requests is not near.
 
-    text: bytes
-    starts: Ints
+    rows: int64 [m], those candidates. wanted: int64 [w], who of them wants something first: each is read as of that moment. of: int64 [m],
+    which of what is wanted each is. stale_ms: int64 [r], how old the oldest of a request's other entries is.
+    """
 
-    def of(self, rows: Ints) -> list[bytes]:
-        """Some of them."""
-        return [self.text[begin:end] for begin, end in zip(self.starts[rows].tolist(), self.starts[rows + 1].tolist(), strict=True)]
+    rows: Ints
+    wanted: Ints
+    of: Ints
+    stale_ms: Ints
+
+
+def lacking(names: Names, starts: Ints, as_of_ms: Ints, ages: Ints) -> Lacking:
+    """What must be read: what is older than NEAR_MS, once for all who want it as of about the same moment.
+
+    starts: int64 [r + 1], where each request's candidates begin. as_of_ms, ages: int64 [n], ages as `Near.take` gives them.
+    """
+    rows, wanted, of = np.empty((3, len(ages)), np.int64)
+    stale_ms = np.zeros(len(starts) - 1, np.int64)
+    text = np.frombuffer(names.text, np.uint8)
+    rows_count, wanted_count = _lacking(text, names.starts, starts, as_of_ms, ages, rows, wanted, of, stale_ms)
+    return Lacking(rows[:rows_count], wanted[:wanted_count], of[:rows_count], stale_ms)
 
 
 def names_of(asked: Iterable[tuple[str, Sequence[str]]]) -> Names:
@@ -133,6 +148,37 @@ def _take(  # noqa: PLR0913  # compiled functions take arrays, not objects
         if ages[row] <= age_ms_max:
             for at in range(rows.shape[1]):
                 rows[row, at] = bodies[place, NAME_BYTES_MAX + at]
+
+
+@numba.njit(cache=True, nogil=True)
+def _lacking(  # noqa: PLR0913  # as above
+    text: Buffer, names: Ints, starts: Ints, as_of_ms: Ints, ages: Ints, rows: Ints, wanted: Ints, of: Ints, stale_ms: Ints
+) -> tuple[int, int]:
+    """Fill rows, wanted, of and stale_ms; returns how many rows there are, and how many are wanted."""
+    room = 1
+    while room < 2 * len(ages):
+        room *= 2
+    places = np.full(room, NOWHERE)
+    rows_count = wanted_count = 0
+    for request in range(len(stale_ms)):
+        for row in range(starts[request], starts[request + 1]):
+            if ages[row] <= NEAR_MS:
+                stale_ms[request] = max(stale_ms[request], ages[row])
+                continue
+            begin, length, moment = names[row], names[row + 1] - names[row], as_of_ms[row] // NEAR_MS
+            place = np.int64(hash64(text, begin, length, np.uint64(moment)) & np.uint64(room - 1))
+            while places[place] != NOWHERE:
+                other = wanted[places[place]]
+                is_as_long = names[other + 1] - names[other] == length
+                if is_as_long and as_of_ms[other] // NEAR_MS == moment and same(text, names[other], begin, length):
+                    break
+                place = (place + 1) & (room - 1)
+            if places[place] == NOWHERE:
+                places[place], wanted[wanted_count] = wanted_count, row
+                wanted_count += 1
+            rows[rows_count], of[rows_count] = row, places[place]
+            rows_count += 1
+    return rows_count, wanted_count
 
 
 @numba.njit(cache=True, nogil=True)
