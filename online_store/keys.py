@@ -76,14 +76,15 @@ class Entity(NamedTuple):
 
 
 class Names(NamedTuple):
-    """n entities by name, tenant:id each. text: all names; starts: int64 [n + 1], where each begins."""
+    """n entities by name, tenant:id each. text: a zero byte and a name, n times; starts: int64 [n + 1], where each begins, and one more."""
 
-    text: bytes
+    text: Buffer
     starts: Ints
 
     def of(self, rows: Ints) -> list[bytes]:
         """Some of them."""
-        return [self.text[begin:end] for begin, end in zip(self.starts[rows].tolist(), self.starts[rows + 1].tolist(), strict=True)]
+        ends = self.starts[rows + 1] - 1
+        return [self.text[begin:end].tobytes() for begin, end in zip(self.starts[rows].tolist(), ends.tolist(), strict=True)]
 
 
 class Keys(Sequence[bytes]):
@@ -134,7 +135,7 @@ def record_keys(generation: Generation, kind: str, names: Sequence[bytes]) -> li
 
 def keys_of(generation: Generation, named: Sequence[tuple[str, Names, Ints]]) -> Keys:
     """The keys of records of several kinds, in their order. named: kind, names, and which of the names, int64 [n]."""
-    parts = [(_heads(generation, kind), np.frombuffer(names.text, np.uint8), names.starts, of) for kind, names, of in named]
+    parts = [(_heads(generation, kind), names.text, names.starts, of) for kind, names, of in named]
     count = sum(len(of) for *_, of in parts)
     starts = np.zeros(count + 1, np.int64)
     keys = np.empty(sum(len(text) + len(of) * heads.shape[1] for heads, text, _, of in parts), np.uint8)
@@ -153,7 +154,7 @@ def _spell(text: Buffer, names: Ints, of: Ints, heads: Buffer, keys: Buffer, sta
     """
     at = starts[0]
     for row in range(len(of)):
-        begin, end = names[of[row]], names[of[row] + 1]
+        begin, end = names[of[row]], names[of[row] + 1] - 1
         shard = np.int64(xxh32(text[begin:end], end - begin)) & (len(heads) - 1)
         for place in range(1, heads[shard, 0] + 1):
             keys[at] = heads[shard, place]

@@ -68,7 +68,7 @@ class Pipeline:
         self._scorer = Scorer(bundle, registry.places[ITEM])
         check(rules, registry)
         self._slates = Slates.by(rules)
-        self._reader = Reader(store, registry, budgets, self._scorer.fold, rules.facts, snapshot)
+        self._reader = Reader(store, registry, budgets, self._scorer, rules.facts, snapshot)
         self._popularity = Popularity(bundle.popularity)
         self._popular = list(bundle.popularity)[:POPULAR_COUNT_MAX]
         self._ctr_at = longest_ctr_at(registry)

@@ -7,8 +7,7 @@ A name's hash says in which set of WAYS places an entry may stand; a compiled lo
 candidate that is near.
 """
 
-import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numba
@@ -65,20 +64,33 @@ def lacking(names: Names, starts: Ints, as_of_ms: Ints, ages: Ints) -> Lacking:
     """
     rows, wanted, of = np.empty((3, len(ages)), np.int64)
     stale_ms = np.zeros(len(starts) - 1, np.int64)
-    text = np.frombuffer(names.text, np.uint8)
-    rows_count, wanted_count = _lacking(text, names.starts, starts, as_of_ms, ages, rows, wanted, of, stale_ms)
+    rows_count, wanted_count = _lacking(names.text, names.starts, starts, as_of_ms, ages, rows, wanted, of, stale_ms)
     return Lacking(rows[:rows_count], wanted[:wanted_count], of[:rows_count], stale_ms)
 
 
-def names_of(asked: Iterable[tuple[str, Sequence[str]]]) -> Names:
+def names_of(asked: Sequence[tuple[str, Sequence[str]]]) -> Names:
     """The names of several tenants' items, in their order. asked: (tenant, item_ids)."""
-    heads = [(f"{tenant}:", item_ids) for tenant, item_ids in asked]
-    text = "".join([head.join(("", *item_ids)) for head, item_ids in heads])
-    lengths = np.fromiter(map(len, itertools.chain.from_iterable(item_ids for _, item_ids in heads)), np.int64)
-    lengths += np.repeat([len(head) for head, _ in heads], [len(item_ids) for _, item_ids in heads])
-    if not text.isascii():
-        lengths = np.array([len(f"{head}{item_id}".encode()) for head, item_ids in heads for item_id in item_ids], np.int64)
-    return Names(text.encode(), np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths))))
+    text = np.frombuffer("".join([f"\0{tenant}:".join(("", *item_ids)) for tenant, item_ids in asked]).encode(), np.uint8)
+    starts = np.empty(sum([len(item_ids) for _, item_ids in asked]) + 1, np.int64)
+    if not _split(text, starts):
+        # Some name has what stands before each one.
+        names = [f"{tenant}:{item_id}" for tenant, item_ids in asked for item_id in item_ids]
+        starts[:] = 1 + np.cumsum([0, *(1 + len(name.encode()) for name in names)])
+    return Names(text, starts)
+
+
+@numba.njit(cache=True, nogil=True)
+def _split(text: Buffer, starts: Ints) -> bool:
+    """Fill starts; False if there are not as many names."""
+    count = 0
+    for at in range(len(text)):
+        if text[at] == 0:
+            if count + 1 == len(starts):
+                return False
+            starts[count] = at + 1
+            count += 1
+    starts[count] = len(text) + 1
+    return True
 
 
 class Near:
@@ -99,7 +111,7 @@ class Near:
         """
         ages = np.empty(len(rows), np.int64)
         _take(
-            np.frombuffer(names.text, np.uint8),
+            names.text,
             names.starts,
             self._hashes,
             self._heads,
@@ -114,8 +126,7 @@ class Near:
 
     def put(self, names: Names, of: Ints, rows: Rows, now_ms: int, as_of_ms: Ints) -> None:
         """Keep what was read of some of the names. of: int64 [n], which; rows [n]; now_ms: by the clock of `take`; as_of_ms: int64 [n]."""
-        text = np.frombuffer(names.text, np.uint8)
-        _put(text, names.starts, of, self._hashes, self._heads, self._bodies, now_ms, as_of_ms, _raw(rows))
+        _put(names.text, names.starts, of, self._hashes, self._heads, self._bodies, now_ms, as_of_ms, _raw(rows))
 
 
 def _raw(rows: Rows) -> NDArray[np.uint8]:
@@ -138,9 +149,9 @@ def _take(  # noqa: PLR0913  # compiled functions take arrays, not objects
     places = np.empty(len(rows), np.int64)
     # All hashes first: where they stand in memory is then fetched for many at once.
     for row in range(len(rows)):
-        places[row] = _place(hash64(text, starts[row], starts[row + 1] - starts[row], SEED), hashes)
+        places[row] = _place(hash64(text, starts[row], starts[row + 1] - 1 - starts[row], SEED), hashes)
     for row in range(len(rows)):
-        place, begin, length = places[row], starts[row], starts[row + 1] - starts[row]
+        place, begin, length = places[row], starts[row], starts[row + 1] - 1 - starts[row]
         ages[row] = NEVER
         if place == NOWHERE or not _is_named(bodies[place], heads[place, NAME_BYTES], text, begin, length):
             continue
@@ -165,11 +176,11 @@ def _lacking(  # noqa: PLR0913  # as above
             if ages[row] <= NEAR_MS:
                 stale_ms[request] = max(stale_ms[request], ages[row])
                 continue
-            begin, length, moment = names[row], names[row + 1] - names[row], as_of_ms[row] // NEAR_MS
+            begin, length, moment = names[row], names[row + 1] - 1 - names[row], as_of_ms[row] // NEAR_MS
             place = np.int64(hash64(text, begin, length, np.uint64(moment)) & np.uint64(room - 1))
             while places[place] != NOWHERE:
                 other = wanted[places[place]]
-                is_as_long = names[other + 1] - names[other] == length
+                is_as_long = names[other + 1] - 1 - names[other] == length
                 if is_as_long and as_of_ms[other] // NEAR_MS == moment and same(text, names[other], begin, length):
                     break
                 place = (place + 1) & (room - 1)
@@ -194,7 +205,7 @@ def _put(  # noqa: PLR0913  # as above
     rows: NDArray[np.uint8],
 ) -> None:
     for row in range(len(rows)):
-        begin, length = starts[of[row]], starts[of[row] + 1] - starts[of[row]]
+        begin, length = starts[of[row]], starts[of[row] + 1] - 1 - starts[of[row]]
         value = hash64(text, begin, length, SEED)
         place = _place(value, hashes)
         if place == NOWHERE:

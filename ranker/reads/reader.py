@@ -8,7 +8,7 @@ import asyncio
 import itertools
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +24,7 @@ from ranker.budgets import Budgets
 from ranker.reads.backfill import Backfill
 from ranker.reads.breaker import Breaker
 from ranker.reads.near import NEAR_MS, NEVER, STALE_MS_MAX, Near, Rows, lacking, names_of
+from ranker.score import Scorer
 from ranker.slate.slate import Viewer
 from schemas.aggregates import IMPRESSIONS, ITEM, USER, Tiles
 from schemas.errors import StoreAwayError
@@ -71,7 +72,7 @@ class Read(NamedTuple):
     @property
     def words(self) -> NDArray[np.uint64]:
         """What the model made of the candidates, uint64 [n, T or more]: rows as they lie in memory, for FOLDED comes first."""
-        return self.items.view(np.uint64).reshape(len(self.items), self.items.dtype.itemsize // 8)
+        return _words(self.items)
 
 
 class Reader:
@@ -82,15 +83,16 @@ class Reader:
         store: OnlineStore,
         registry: Registry,
         budgets: Budgets,
-        fold: Callable[[NDArray[np.float32]], NDArray[np.uint64] | None],
+        scorer: Scorer,
         facts: Iterable[str],
         snapshot: Snapshot | None,
     ) -> None:
-        """Nothing is read before the first call. fold: what a model makes of items' features beforehand, None where it makes nothing.
+        """Nothing is read before the first call.
 
-        facts: what a slate looks at of an item. snapshot: of items that the store may have lost.
+        scorer: makes something of items' features beforehand. facts: what a slate looks at of an item. snapshot: of items that the store
+        may have lost.
         """
-        self._fold = fold
+        self._scorer = scorer
         self._facts = tuple(facts)
         self._store = store
         self._budgets = budgets
@@ -99,37 +101,34 @@ class Reader:
         self._applied = self._applied_before = NOTHING_APPLIED
         self._breaker = Breaker()
         self._backfill = None if snapshot is None else Backfill(snapshot, registry, budgets.backfill_ms)
-        said = self._said(read(self._layouts[ITEM], [None], 0), np.zeros(1, np.int64))
-        fields: list[Any] = [(name, column.dtype, column.shape[1:]) for name, column in said.items()]
-        self._unknown = np.zeros(1, np.dtype(fields, align=True))
-        self._fill(self._unknown, said)
-        self._near = Near(self._unknown.dtype)
+        nothing, now_ms = read(self._layouts[ITEM], [None], 0), np.zeros(1, np.int64)
+        said = [(name, column.dtype, column.shape[1:]) for name, column in self._said(nothing, now_ms).items()]
+        folded: list[Any] = [(FOLDED, np.uint64, (scorer.words_count,))] if scorer.is_folding else []
+        self._dtype = np.dtype(folded + said, align=True)
+        self._unknown = self.rows(nothing, now_ms)
+        self._near = Near(self._dtype)
         self._nobody = registry.columns(USER, read(self._layouts[USER], [None], 0), 0)[0]
 
     def rows(self, tiles: Tiles, as_of_ms: Ints) -> Rows:
         """Items as they are scored and ordered."""
-        found = np.zeros(len(tiles.known), self._unknown.dtype)
-        self._fill(found, self._said(tiles, as_of_ms))
+        found, said = np.empty(len(tiles.known), self._dtype), self._said(tiles, as_of_ms)
+        for name, column in said.items():
+            found[name] = column
+        if self._scorer.is_folding:
+            self._scorer.fold(said[VECTOR], _words(found))
         return found
 
-    @staticmethod
-    def _fill(rows: Rows, said: Mapping[str, NDArray[Any]]) -> None:
-        for name, column in said.items():
-            rows[name] = column
-
     def _said(self, tiles: Tiles, as_of_ms: Ints) -> dict[str, NDArray[Any]]:
-        """What stands in rows, by name, one array [n, ...] each."""
+        """What stands in rows besides FOLDED, by name, one array [n, ...] each."""
         vectors = self._registry.columns(ITEM, tiles, as_of_ms)
-        folded = self._fold(vectors)
         facts: dict[str, NDArray[Any]] = {**tiles.statics, "removed": tiles.removed}
         if tiles.counts.shape[1]:
             facts["impressions"] = tiles.counts[:, -1, IMPRESSIONS]
-        said = {VECTOR: vectors} | {name: facts[name] for name in self._facts if name in facts}
-        return said if folded is None else {FOLDED: folded} | said
+        return {VECTOR: vectors} | {name: facts[name] for name in self._facts if name in facts}
 
     def forget(self) -> None:
         """Another generation is current. What is being read of the one before is not kept either."""
-        self._near = Near(self._unknown.dtype)
+        self._near = Near(self._dtype)
         self._applied = self._applied_before = NOTHING_APPLIED
 
     async def look(self, generation: Generation) -> None:
@@ -200,7 +199,7 @@ class Reader:
         starts = np.array([0, *itertools.accumulate(counts)], np.int64)
         of_users = np.array([asked.request.ts_ms for asked in batch], np.int64)
         moments, names = of_users.repeat(counts), names_of([(asked.request.tenant, asked.item_ids) for asked in batch])
-        items, near, applied = np.empty(len(moments), self._unknown.dtype), self._near, self._applied_before
+        items, near, applied = np.empty(len(moments), self._dtype), self._near, self._applied_before
         ages = near.take(names, now_ms, moments, NEAR_MS, items)
         rows, wanted, of, stale_ms = lacking(names, starts, moments, ages)
         as_of_ms = moments[wanted]
@@ -229,6 +228,11 @@ class Reader:
             except StoreAwayError:
                 await asyncio.sleep(random.uniform(0, RETRY_MS_MAX) / 1000)  # noqa: S311  # spreads load, keeps no secret
                 return await self._store.read(keys)
+
+
+def _words(rows: Rows) -> NDArray[np.uint64]:
+    """Rows as they lie in memory, uint64 [n, FOLDED's and more]: FOLDED comes first."""
+    return rows.view(np.uint64).reshape(len(rows), rows.dtype.itemsize // 8)
 
 
 def _viewers(users: Tiles) -> list[Viewer]:
