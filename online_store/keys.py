@@ -124,13 +124,8 @@ def record_head(generation: Generation, kind: str, shard: int) -> bytes:
 
 def record_key(generation: Generation, entity: Entity) -> bytes:
     """The key of one record."""
-    return record_keys(generation, entity.kind, [f"{entity.tenant}:{entity.id}".encode()])[0]
-
-
-def record_keys(generation: Generation, kind: str, names: Sequence[bytes]) -> list[bytes]:
-    """The keys of records of one kind. names: "tenant:id" of each."""
-    mask, hashed = generation.shards - 1, xxhash.xxh32_intdigest
-    return [record_head(generation, kind, hashed(name) & mask) + name for name in names]
+    head = record_head(generation, entity.kind, shard_of(entity.tenant, entity.id, generation.shards))
+    return head + f"{entity.tenant}:{entity.id}".encode()
 
 
 def keys_of(generation: Generation, named: Sequence[tuple[str, Names, Ints]]) -> Keys:

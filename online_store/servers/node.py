@@ -93,18 +93,26 @@ class Connection(asyncio.Protocol):
         if not self.gone.done():
             self.gone.set_result(None)
 
-    async def ask(self, packed: bytes, answers: int) -> list[Any]:
+    async def ask(self, packed: bytes, answers: int, timeout_s: float) -> list[Any]:
         """Send commands and wait for as many answers. Raises OSError."""
         if self.gone.done():
             raise ConnectionError("connection closed")
+        loop = asyncio.get_running_loop()
         self._answers, self._wanted = [], answers
-        self._answered = asyncio.get_running_loop().create_future()
+        self._answered = loop.create_future()
         self._transport.write(packed)
+        # A timeout of the task would cost as much as the rest of this.
+        timer = loop.call_later(timeout_s, self._give_up)
         try:
             return await self._answered
         finally:
+            timer.cancel()
             # A failure kept here would refer to this frame, and the frame to it: a cycle, with all of `packed` in it.
             self._answered = None
+
+    def _give_up(self) -> None:
+        if self._answered and not self._answered.done():
+            self._answered.set_exception(TimeoutError())
 
     def abort(self) -> None:
         """Let go of it; `gone` tells when."""
@@ -132,8 +140,11 @@ class Node:
         Raises OSError where it does not answer in time, StoreError where it does not let us in.
         """
         try:
-            async with asyncio.timeout(self._timeout_s), self._free:
+            if self._has_idle() and not self._free.locked():
                 found = await self._execute(packed, answers)
+            else:
+                async with asyncio.timeout(self._timeout_s):
+                    found = await self._execute(packed, answers)
         except OSError as error:
             self.failed = True
             # Its traceback holds the timeout, the timeout this task, the task its failure: a cycle with all of `packed` in it.
@@ -141,28 +152,28 @@ class Node:
         self.failed = False
         return found
 
-    async def _execute(self, packed: bytes, answers: int) -> list[Any]:
-        connection = await self._take()
-        try:
-            found = await connection.ask(packed, answers)
-        except BaseException:
-            connection.abort()
-            raise
-        self._idle.append(connection)
-        return found
+    def _has_idle(self) -> bool:
+        """Whether a connection is open that nobody uses."""
+        while self._idle and self._idle[-1].gone.done():
+            self._idle.pop()
+        return bool(self._idle)
 
-    async def _take(self) -> Connection:
-        while self._idle:
-            connection = self._idle.pop()
-            if not connection.gone.done():
-                return connection
-        return await self._open()
+    async def _execute(self, packed: bytes, answers: int) -> list[Any]:
+        async with self._free:
+            connection = self._idle.pop() if self._has_idle() else await self._open()
+            try:
+                found = await connection.ask(packed, answers, self._timeout_s)
+            except BaseException:
+                connection.abort()
+                raise
+            self._idle.append(connection)
+            return found
 
     async def _open(self) -> Connection:
         loop = asyncio.get_running_loop()
         _, connection = await loop.create_connection(Connection, self.address.host, self.address.port, ssl=self._tls)
         try:
-            answers = await connection.ask(b"".join(self._greeting), len(self._greeting)) if self._greeting else []
+            answers = await connection.ask(b"".join(self._greeting), len(self._greeting), self._timeout_s) if self._greeting else []
             self._check(answers)
         except BaseException:
             connection.abort()

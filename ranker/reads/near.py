@@ -57,14 +57,14 @@ class Lacking(NamedTuple):
     stale_ms: Ints
 
 
-def lacking(names: Names, starts: Ints, as_of_ms: Ints, ages: Ints) -> Lacking:
-    """What must be read: what is older than NEAR_MS, once for all who want it as of about the same moment.
+def lacking(names: Names, starts: Ints, as_of_ms: Ints, ages: Ints, age_ms_max: int) -> Lacking:
+    """What must be read: what is older than that, once for all who want it as of about the same moment.
 
     starts: int64 [r + 1], where each request's candidates begin. as_of_ms, ages: int64 [n], ages as `Near.take` gives them.
     """
     rows, wanted, of = np.empty((3, len(ages)), np.int64)
     stale_ms = np.zeros(len(starts) - 1, np.int64)
-    rows_count, wanted_count = _lacking(names.text, names.starts, starts, as_of_ms, ages, rows, wanted, of, stale_ms)
+    rows_count, wanted_count = _lacking(names.text, names.starts, starts, as_of_ms, ages, age_ms_max, rows, wanted, of, stale_ms)
     return Lacking(rows[:rows_count], wanted[:wanted_count], of[:rows_count], stale_ms)
 
 
@@ -163,7 +163,16 @@ def _take(  # noqa: PLR0913  # compiled functions take arrays, not objects
 
 @numba.njit(cache=True, nogil=True)
 def _lacking(  # noqa: PLR0913  # as above
-    text: Buffer, names: Ints, starts: Ints, as_of_ms: Ints, ages: Ints, rows: Ints, wanted: Ints, of: Ints, stale_ms: Ints
+    text: Buffer,
+    names: Ints,
+    starts: Ints,
+    as_of_ms: Ints,
+    ages: Ints,
+    age_ms_max: int,
+    rows: Ints,
+    wanted: Ints,
+    of: Ints,
+    stale_ms: Ints,
 ) -> tuple[int, int]:
     """Fill rows, wanted, of and stale_ms; returns how many rows there are, and how many are wanted."""
     room = 1
@@ -173,15 +182,15 @@ def _lacking(  # noqa: PLR0913  # as above
     rows_count = wanted_count = 0
     for request in range(len(stale_ms)):
         for row in range(starts[request], starts[request + 1]):
-            if ages[row] <= NEAR_MS:
+            if ages[row] <= age_ms_max:
                 stale_ms[request] = max(stale_ms[request], ages[row])
                 continue
-            begin, length, moment = names[row], names[row + 1] - 1 - names[row], as_of_ms[row] // NEAR_MS
+            begin, length, moment = names[row], names[row + 1] - 1 - names[row], as_of_ms[row] // age_ms_max
             place = np.int64(hash64(text, begin, length, np.uint64(moment)) & np.uint64(room - 1))
             while places[place] != NOWHERE:
                 other = wanted[places[place]]
                 is_as_long = names[other + 1] - 1 - names[other] == length
-                if is_as_long and as_of_ms[other] // NEAR_MS == moment and same(text, names[other], begin, length):
+                if is_as_long and as_of_ms[other] // age_ms_max == moment and same(text, names[other], begin, length):
                     break
                 place = (place + 1) & (room - 1)
             if places[place] == NOWHERE:

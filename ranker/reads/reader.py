@@ -201,7 +201,7 @@ class Reader:
         moments, names = of_users.repeat(counts), names_of([(asked.request.tenant, asked.item_ids) for asked in batch])
         items, near, applied = np.empty(len(moments), self._dtype), self._near, self._applied_before
         ages = near.take(names, now_ms, moments, NEAR_MS, items)
-        rows, wanted, of, stale_ms = lacking(names, starts, moments, ages)
+        rows, wanted, of, stale_ms = lacking(names, starts, moments, ages, NEAR_MS)
         as_of_ms = moments[wanted]
         raws = await self._fetch(generation, batch, names, wanted)
         users = read(self._layouts[USER], raws[: len(batch)], of_users)
