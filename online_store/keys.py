@@ -14,12 +14,18 @@ The braces are a hash tag: records and guards of one shard live in one cluster s
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import msgspec
+import numba
+import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 from schemas.aggregates import ENTITY_ID
+from schemas.columnar.words import Buffer, xxh32
+
+Ints = NDArray[np.int64]
 
 #: Shards of a new generation. More spread a cluster's load finer and cost a script call each a batch.
 SHARDS_COUNT = 64
@@ -69,6 +75,43 @@ class Entity(NamedTuple):
     id: str
 
 
+class Names(NamedTuple):
+    """n entities by name, tenant:id each. text: a zero byte and a name, n times; starts: int64 [n + 1], where each begins, and one more."""
+
+    text: Buffer
+    starts: Ints
+
+    def of(self, rows: Ints) -> list[bytes]:
+        """Some of them."""
+        ends = self.starts[rows + 1] - 1
+        return [self.text[begin:end].tobytes() for begin, end in zip(self.starts[rows].tolist(), ends.tolist(), strict=True)]
+
+
+class Keys(Sequence[bytes]):
+    """n keys in one buffer: most are sent as they stand there, and are never an object each."""
+
+    def __init__(self, text: Buffer, starts: Ints) -> None:
+        """text: all keys. starts: int64 [n + 1], where each begins."""
+        self.text = text
+        self.starts = starts
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.starts) - 1
+
+    @overload
+    def __getitem__(self, place: int) -> bytes: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[bytes]: ...
+    def __getitem__(self, place: int | slice) -> bytes | list[bytes]:
+        """One of them, or several."""
+        if isinstance(place, slice):
+            return [self[one] for one in range(*place.indices(len(self)))]
+        if not 0 <= place < len(self):
+            raise IndexError(place)
+        return self.text[self.starts[place] : self.starts[place + 1]].tobytes()
+
+
 def shard_of(tenant: str, entity_id: str, shards: int) -> int:
     """Where an entity's record lives; stable for ever: xxHash32 of "tenant:id"."""
     return xxhash.xxh32_intdigest(f"{tenant}:{entity_id}".encode()) & (shards - 1)
@@ -81,19 +124,48 @@ def record_head(generation: Generation, kind: str, shard: int) -> bytes:
 
 def record_key(generation: Generation, entity: Entity) -> bytes:
     """The key of one record."""
-    return record_keys(generation, entity.kind, [f"{entity.tenant}:{entity.id}".encode()])[0]
+    head = record_head(generation, entity.kind, shard_of(entity.tenant, entity.id, generation.shards))
+    return head + f"{entity.tenant}:{entity.id}".encode()
 
 
-def record_keys(generation: Generation, kind: str, names: Sequence[bytes]) -> list[bytes]:
-    """The keys of records of one kind. names: "tenant:id" of each."""
-    heads, mask, hashed = _heads(generation, kind), generation.shards - 1, xxhash.xxh32_intdigest
-    return [heads[hashed(name) & mask] + name for name in names]
+def keys_of(generation: Generation, named: Sequence[tuple[str, Names, Ints]]) -> Keys:
+    """The keys of records of several kinds, in their order. named: kind, names, and which of the names, int64 [n]."""
+    parts = [(_heads(generation, kind), names.text, names.starts, of) for kind, names, of in named]
+    count = sum(len(of) for *_, of in parts)
+    starts = np.zeros(count + 1, np.int64)
+    keys = np.empty(sum(len(text) + len(of) * heads.shape[1] for heads, text, _, of in parts), np.uint8)
+    done = 0
+    for heads, text, names, of in parts:
+        _spell(text, names, of, heads, keys, starts[done : done + len(of) + 1])
+        done += len(of)
+    return Keys(keys, starts)
+
+
+@numba.njit(cache=True, nogil=True)
+def _spell(text: Buffer, names: Ints, of: Ints, heads: Buffer, keys: Buffer, starts: Ints) -> None:
+    """Put keys one behind the other, the first of them at starts[0], and fill the other starts.
+
+    heads: uint8 [shards, h], how many bytes count of each, and those.
+    """
+    at = starts[0]
+    for row in range(len(of)):
+        begin, end = names[of[row]], names[of[row] + 1] - 1
+        shard = np.int64(xxh32(text[begin:end], end - begin)) & (len(heads) - 1)
+        for place in range(1, heads[shard, 0] + 1):
+            keys[at] = heads[shard, place]
+            at += 1
+        for place in range(begin, end):
+            keys[at] = text[place]
+            at += 1
+        starts[row + 1] = at
 
 
 @functools.lru_cache(maxsize=64)
-def _heads(generation: Generation, kind: str) -> tuple[bytes, ...]:
-    """record_head of each shard: two hundred keys a request begin with them."""
-    return tuple(record_head(generation, kind, shard) for shard in range(generation.shards))
+def _heads(generation: Generation, kind: str) -> Buffer:
+    """record_head of each shard as _spell takes it: two hundred keys a request begin with them."""
+    heads = [record_head(generation, kind, shard) for shard in range(generation.shards)]
+    width = 1 + max(map(len, heads))
+    return np.array([[len(head), *head, *bytes(width - 1 - len(head))] for head in heads], np.uint8)
 
 
 def entity_of(key: bytes) -> Entity:

@@ -22,6 +22,8 @@ LAST_AT, FLOOR_AT, OPEN_AT, COUNTERS_AT = (
     int(TILE.fields["impressions"][1]),  # type: ignore[index]  # as above
 )
 HEAD_BYTES, RING_BYTES, TILE_BYTES = HEAD.itemsize, RING.itemsize, TILE.itemsize
+#: The length of a record that is missing.
+NOTHING = -1
 #: The last counter is a sum of milliseconds, of eight bytes; the others have four.
 SUM = len(COUNTERS) - 1
 
@@ -31,53 +33,67 @@ def read(layout: Layout, raws: Sequence[bytes | None], as_of_ms: int | Ints) -> 
 
     Raises StoreError for bytes of another layout.
     """
-    found = [layout.blank if raw is None else raw for raw in raws]
-    count = len(found)
-    starts = np.zeros(count + 1, np.int64)
-    np.cumsum(np.fromiter(map(len, found), np.int64, count), out=starts[1:])
-    records, exact = np.zeros(count, layout.dtype), np.ones(count, np.bool_)
+    count, nothing = len(raws), layout.blank
+    lengths = np.array([NOTHING if raw is None else len(raw) for raw in raws], np.int64)
+    text = np.frombuffer(b"".join([raw for raw in raws if raw is not None]), np.uint8)
+    records, last = np.empty(count, layout.dtype), np.empty(count, np.int64)
+    known, removed, exact = np.empty((3, count), np.bool_)
     counts = np.zeros((count, len(layout.windows), len(COUNTERS)), np.int64)
     front = records.view(np.uint8).reshape(count, layout.dtype.itemsize)
-    odd = _read(np.frombuffer(b"".join(found), np.uint8), starts, np.full(count, as_of_ms, np.int64), layout.rings, front, counts, exact)
+    moments = np.full(count, as_of_ms, np.int64)
+    odd = _read(text, lengths, np.frombuffer(nothing, np.uint8), moments, layout.rings, front, counts, last, known, removed, exact)
     if odd >= 0:
-        layout.check(found[odd])
-    static, last = records["static"], records["last_active_ms"].astype(np.int64)
-    present = np.fromiter((raw is not None for raw in raws), np.bool_, count)
-    removed = static["removed"].astype(np.bool_)
-    statics = {field.name: static[field.name] for field in layout.statics}
-    return Tiles(counts, statics, last, present & (~removed | (last > 0)), removed, exact)
+        layout.check(raws[odd] or b"")
+    static = records["static"]
+    return Tiles(counts, {field.name: static[field.name] for field in layout.statics}, last, known, removed, exact)
 
 
 @numba.njit(cache=True, nogil=True)
-def _read(  # compiled functions take arrays, not objects
-    text: Buffer, starts: Ints, as_of_ms: Ints, windows: Ints, front: NDArray[np.uint8], counts: Ints, exact: NDArray[np.bool_]
+def _read(  # noqa: PLR0913  # compiled functions take arrays, not objects
+    text: Buffer,
+    lengths: Ints,
+    blank: Buffer,
+    as_of_ms: Ints,
+    windows: Ints,
+    front: NDArray[np.uint8],
+    counts: Ints,
+    last_ms: Ints,
+    known: NDArray[np.bool_],
+    removed: NDArray[np.bool_],
+    exact: NDArray[np.bool_],
 ) -> int:
     """Fill front with each record's front, counts with the tiles that count; returns the first record that is none of this layout, or -1.
 
-    starts: int64 [n + 1], where each record begins. windows: int64 [windows, 3], hop in milliseconds, tiles that count, slots.
+    lengths: int64 [n], of each record in text, or NOTHING. windows: int64 [windows, 3], hop in milliseconds, tiles that count, slots.
     """
+    following = 0
     for row in range(len(as_of_ms)):
-        at, end = starts[row], starts[row + 1]
-        if end - at < front.shape[1] or text[at] != RECORD_VERSION:
+        at, following = following, following + max(lengths[row], 0)
+        last_ms[row], known[row], removed[row], exact[row] = 0, False, False, True
+        if lengths[row] == NOTHING:
+            front[row] = blank
+            continue
+        if lengths[row] < front.shape[1] or text[at] != RECORD_VERSION:
             return row
         front[row] = text[at : at + front.shape[1]]
-        last_ms, floor_ms = _number(text, at + LAST_AT, 8), _number(text, at + FLOOR_AT, 8)
+        last_ms[row], floor_ms = _number(text, at + LAST_AT, 8), _number(text, at + FLOOR_AT, 8)
+        removed[row] = text[at + HEAD_BYTES + len(windows) * RING_BYTES] != 0
+        known[row] = not removed[row] or last_ms[row] > 0
         closed_at = at + front.shape[1]
         for window in range(len(windows)):
             hop_ms, tiles_count, slots_count = windows[window]
             newest = as_of_ms[row] // hop_ms
             oldest = max(newest - tiles_count + 1, -(-floor_ms // hop_ms))
-            if last_ms // hop_ms - newest > slots_count - tiles_count:
-                exact[row] = False
+            exact[row] &= last_ms[row] // hop_ms - newest <= slots_count - tiles_count
             ring = at + HEAD_BYTES + window * RING_BYTES
             closed_end = closed_at + text[ring] * TILE_BYTES
-            if closed_end > end:
+            if closed_end > following:
                 return row
             _add(text, ring + OPEN_AT, oldest, newest, counts[row, window])
             while closed_at < closed_end:
                 _add(text, closed_at, oldest, newest, counts[row, window])
                 closed_at += TILE_BYTES
-        if closed_at != end:
+        if closed_at != following:
             return row
     return -1
 

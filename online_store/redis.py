@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from online_store.deltas import Deltas
-from online_store.keys import ANY, CURRENT, GENERATIONS, Generation, Pointer, guard_key, is_record, record_pattern
+from online_store.keys import ANY, CURRENT, GENERATIONS, Generation, Keys, Pointer, guard_key, is_record, record_pattern
 from online_store.record import Layout, layouts
 from online_store.servers.address import Tls
 from online_store.servers.calls import answered, unfailed
-from online_store.servers.node import Node, pack
+from online_store.servers.node import Node, pack, pack_keys
 from online_store.servers.routing import Command, Servers
 from online_store.store import Registered, Step, check_droppable, check_same, decoded_pointer, live, lowest
 from schemas.features import Registry
@@ -99,7 +99,8 @@ class RedisStore:
             return []
         if self._servers.is_cluster:
             return unfailed(await self._servers.run([Command(key, pack(b"GET", key)) for key in keys]))
-        return cast("list[bytes | None]", await self._do(b"MGET", *keys))
+        packed = pack_keys(b"MGET", keys) if isinstance(keys, Keys) else pack(b"MGET", *keys)
+        return cast("list[bytes | None]", unfailed(await self._servers.run([Command(keys[0], packed)]))[0])
 
     async def current(self) -> Generation | None:
         """As OnlineStore.current."""

@@ -68,13 +68,13 @@ class Pipeline:
         self._scorer = Scorer(bundle, registry.places[ITEM])
         check(rules, registry)
         self._slates = Slates.by(rules)
-        self._reader = Reader(store, registry, budgets, self._scorer.fold, rules.facts, snapshot)
+        self._reader = Reader(store, registry, budgets, self._scorer, rules.facts, snapshot)
         self._popularity = Popularity(bundle.popularity)
         self._popular = list(bundle.popularity)[:POPULAR_COUNT_MAX]
         self._ctr_at = longest_ctr_at(registry)
         #: From columns by kind to columns of the matrix.
         self._order = np.argsort([place for kind in (ITEM, USER, REQUEST) for place in registry.places[kind]])
-        self.rank([_nobodys(["nothing"], 0)], self._reader.unknown(1))
+        _ = self.rank([_nobodys(["nothing"], 0)], self._reader.unknown(1))[0].items.written
 
     def fits(self, pointer: Pointer) -> bool:
         """Whether it ranks what is current, by the model that is."""

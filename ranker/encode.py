@@ -4,13 +4,18 @@ The bytes are those that schemas.codec.encode gives of the same record (Avro 1.1
 """
 
 import functools
-import itertools
 import struct
 from collections.abc import Mapping, Sequence, Sized
+from dataclasses import dataclass
 from typing import NamedTuple
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
 
 from schemas import avro
 from schemas.codec import SINGLE_OBJECT
+from schemas.columnar.words import Buffer
 from schemas.records import CANDIDATES_COUNT_MAX, RankResponse, RankTelemetry
 from schemas.topics import Source
 
@@ -19,9 +24,14 @@ _RESPONSE = SINGLE_OBJECT + avro.NEWEST[RankResponse.__name__].fingerprint
 _TELEMETRY = SINGLE_OBJECT + avro.NEWEST[RankTelemetry.__name__].fingerprint
 #: The end of an array or map, an empty one, the first branch of a union.
 _ZERO = b"\0"
+#: Room for a place besides its id, reasons and vector: two doubles, its number, two lengths, and the end of its reasons or of the array.
+PLACE_BYTES_MAX = 48
+
+Ints = NDArray[np.int64]
 
 
-class Items(NamedTuple):
+@dataclass(frozen=True)
+class Items:
     """The places of a slate, best first. vectors: the packed little-endian float32 that were scored, empty where nothing was."""
 
     ids: Sequence[str]
@@ -29,6 +39,19 @@ class Items(NamedTuple):
     reasons: Sequence[Sequence[str]]
     vectors: Sequence[bytes]
     propensities: Sequence[float]
+
+    @functools.cached_property
+    def written(self) -> tuple[bytes, bytes]:
+        """As they stand in a response, and in telemetry."""
+        if not self.ids:
+            return _ZERO, _ZERO
+        count = _count(self.ids)
+        parts = [*map(str.encode, self.ids), *map(_texts, map(tuple, self.reasons)), *self.vectors]
+        text, lengths = b"".join(parts), np.array(list(map(len, parts)), np.int64)
+        numbers = np.array([self.scores, self.propensities], np.float64).view(np.uint8)
+        ranked, served = np.empty((2, len(text) + len(self.ids) * PLACE_BYTES_MAX), np.uint8)
+        ends = _write(np.frombuffer(text, np.uint8), lengths, numbers, ranked, served)
+        return count + ranked[: ends[0]].tobytes(), count + served[: ends[1]].tobytes()
 
 
 class Facts(NamedTuple):
@@ -47,31 +70,16 @@ class Facts(NamedTuple):
 
 def response(items: Items, facts: Facts, latency_ms: float) -> bytes:
     """A RankResponse."""
-    reasons = [_texts(words) if words else _ZERO for words in items.reasons]
-    ranked = [part for item in zip(map(text, items.ids), map(_DOUBLE.pack, items.scores), reasons, strict=True) for part in item]
-    head = (_RESPONSE, text(facts.request_id), text(facts.user_id), _count(items.ids))
-    named = (_name(facts.model_version), _name(facts.feature_version), _name(facts.generation), _DOUBLE.pack(latency_ms))
-    tail = (_ZERO, *named, _name(facts.degraded), _name(facts.arm), long(facts.ts_ms), _name(facts.tenant))
-    return b"".join((*head, *ranked, *tail))
+    head = (_RESPONSE, text(facts.request_id), text(facts.user_id), items.written[0])
+    named = (_names(facts.model_version, facts.feature_version, facts.generation), _DOUBLE.pack(latency_ms))
+    return b"".join((*head, *named, _names(facts.degraded, facts.arm), long(facts.ts_ms), _names(facts.tenant)))
 
 
 def telemetry(items: Items, facts: Facts, staleness_ms: int, applied: bytes = b"\0") -> bytes:
     """A RankTelemetry. staleness_ms: how old the oldest vector was that came from the near cache. applied: what `offsets` gives."""
-    sizes = {size: long(size) for size in set(map(len, items.vectors))}
-    columns = (
-        map(text, items.ids),
-        map(_NUMBERS.__getitem__, range(len(items.ids))),
-        map(_DOUBLE.pack, items.scores),
-        [sizes[len(vector)] for vector in items.vectors],
-        items.vectors,
-        map(_DOUBLE.pack, items.propensities),
-        itertools.repeat(_ZERO, len(items.ids)),
-    )
-    served = [part for item in zip(*columns, strict=True) for part in item]
-    head = (_TELEMETRY, text(facts.request_id), text(facts.user_id), _count(items.ids))
-    named = (_name(facts.model_version), _name(facts.feature_version), _name(facts.generation))
-    tail = (_ZERO, *named, _name(facts.degraded), _name(facts.arm), long(facts.ts_ms), applied, _name(facts.tenant), long(staleness_ms))
-    return b"".join((*head, *served, *tail))
+    head = (_TELEMETRY, text(facts.request_id), text(facts.user_id), items.written[1])
+    named = (_names(facts.model_version, facts.feature_version, facts.generation), _names(facts.degraded, facts.arm))
+    return b"".join((*head, *named, long(facts.ts_ms), applied, _names(facts.tenant), long(staleness_ms)))
 
 
 def offsets(applied: Mapping[Source, int]) -> bytes:
@@ -99,8 +107,18 @@ def long(number: int) -> bytes:
 
 #: Lengths of ids, and positions: a slate has no more.
 _NUMBERS = tuple(long(number) for number in range(CANDIDATES_COUNT_MAX))
-#: Names that every response carries.
-_name = functools.lru_cache(maxsize=1_024)(text)
+
+
+@functools.lru_cache(maxsize=1_024)
+def _names(*words: str) -> bytes:
+    """Names that every response carries, one behind the other."""
+    return b"".join(map(text, words))
+
+
+@functools.lru_cache(maxsize=4_096)
+def _texts(words: tuple[str, ...]) -> bytes:
+    """An array of a few known words."""
+    return b"".join((_count(words), *map(text, words), _ZERO))
 
 
 def _count(items: Sized) -> bytes:
@@ -108,5 +126,44 @@ def _count(items: Sized) -> bytes:
     return long(len(items)) if items else b""
 
 
-def _texts(words: Sequence[str]) -> bytes:
-    return b"".join((long(len(words)), *map(_name, words), _ZERO))
+@numba.njit(cache=True, nogil=True)
+def _write(parts: Buffer, lengths: Ints, numbers: Buffer, ranked: Buffer, served: Buffer) -> tuple[int, int]:
+    """Fill ranked and served with the n places and the end of the array; returns where that is.
+
+    parts: n ids, n arrays of reasons, n vectors. lengths: int64 [3 n]. numbers: uint8 [2, 8 n], doubles, scores and propensities.
+    """
+    count = len(lengths) // 3
+    begins = np.cumsum(lengths) - lengths
+    at, to = 0, 0
+    for place in range(count):
+        vector, reasons = 2 * count + place, count + place
+        at = _copy(parts, begins[place], lengths[place], ranked, _put(ranked, at, lengths[place]))
+        at = _copy(numbers[0], 8 * place, 8, ranked, at)
+        at = _copy(parts, begins[reasons], lengths[reasons], ranked, at)
+        to = _copy(parts, begins[place], lengths[place], served, _put(served, to, lengths[place]))
+        to = _copy(numbers[0], 8 * place, 8, served, _put(served, to, place))
+        to = _copy(parts, begins[vector], lengths[vector], served, _put(served, to, lengths[vector]))
+        to = _copy(numbers[1], 8 * place, 8, served, to)
+        served[to] = 0
+        to += 1
+    ranked[at] = served[to] = 0
+    return at + 1, to + 1
+
+
+@numba.njit(cache=True, inline="always")
+def _copy(source: Buffer, begin: int, length: int, target: Buffer, at: int) -> int:
+    for place in range(length):
+        target[np.uint64(at + place)] = source[np.uint64(begin + place)]
+    return at + length
+
+
+@numba.njit(cache=True, inline="always")
+def _put(target: Buffer, at: int, number: int) -> int:
+    """A number that is not negative, as `long` writes it."""
+    left = number << 1
+    while left > 0x7F:
+        target[at] = left & 0x7F | 0x80
+        left >>= 7
+        at += 1
+    target[at] = left
+    return at + 1

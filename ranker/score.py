@@ -69,9 +69,15 @@ class Scorer:
         """Whether it scores by bit vectors."""
         return self._ensemble is not None
 
-    def fold(self, columns: Floats) -> kernel.Words | None:
-        """What rows' own columns, float32 [n, own], say of the score, as `score` takes it: uint64 [n, T]; None if ONNX Runtime scores."""
-        return None if self._ensemble is None else kernel.fold(self._ensemble, columns, self._own)
+    @property
+    def words_count(self) -> int:
+        """Of what `fold` says of a row; 0 if ONNX Runtime scores."""
+        return 0 if self._ensemble is None else len(self._ensemble.leaves)
+
+    def fold(self, columns: Floats, words: kernel.Words) -> None:
+        """Put what rows' own columns, float32 [n, own], say of the score into words, uint64 [n, T or more], as `score` takes them."""
+        assert self._ensemble is not None, "it folds nothing"
+        kernel.fold_into(self._ensemble, columns, self._own, words)
 
     def score(self, folded: kernel.Words, firsts: Floats, starts: NDArray[np.int64]) -> Floats:
         """Return the scores, float32 [n], of n rows of r requests by bit vectors.

@@ -6,13 +6,20 @@ import ssl
 from collections.abc import Sequence
 from typing import Any, cast
 
+import numba
+import numpy as np
 from hiredis import Reader, ReplyError, pack_command
+from numpy.typing import NDArray
 
+from online_store.keys import Keys
 from online_store.servers.address import Address
+from schemas.columnar.words import Buffer
 from schemas.errors import StoreError
 
 #: Connections to one node. A call beyond them waits for one inside its own time; a ranker has at most as many requests under way.
 CONNECTIONS_MAX = 64
+#: What frames a key of up to 999 bytes: "$", its length, and two ends of lines. A key has an id, a tenant, and some words.
+KEY_FRAME_BYTES_MAX = 8
 #: What OpenSSL calls a failure that does not pass by itself, besides a certificate that it refuses.
 LASTING_TLS = re.compile("ALERT|WRONG_VERSION_NUMBER|UNKNOWN_PROTOCOL")
 
@@ -20,6 +27,35 @@ LASTING_TLS = re.compile("ALERT|WRONG_VERSION_NUMBER|UNKNOWN_PROTOCOL")
 def pack(*words: bytes | str | int) -> bytes:
     """One command as it goes over the wire."""
     return bytes(pack_command(words))  # type: ignore[arg-type]  # its stub allows one word only
+
+
+def pack_keys(name: bytes, keys: Keys) -> bytes:
+    """One command on keys as it goes over the wire."""
+    head = b"*%d\r\n$%d\r\n%b\r\n" % (1 + len(keys), len(name), name)
+    packed = np.empty(len(head) + len(keys.text) + len(keys) * KEY_FRAME_BYTES_MAX, np.uint8)
+    packed[: len(head)] = np.frombuffer(head, np.uint8)
+    return packed[: _frame(keys.text, keys.starts, packed, len(head))].tobytes()
+
+
+@numba.njit(cache=True, nogil=True)
+def _frame(text: Buffer, starts: NDArray[np.int64], packed: Buffer, at: int) -> int:
+    """Put keys into packed from there on, each as a bulk string; returns where they end."""
+    for row in range(len(starts) - 1):
+        length = starts[row + 1] - starts[row]
+        digits = 1 if length < 10 else 2 if length < 100 else 3
+        packed[at] = ord("$")
+        for place in range(digits):
+            packed[at + digits - place] = ord("0") + length % 10
+            length //= 10
+        at += 1 + digits
+        packed[at], packed[at + 1] = 13, 10
+        at += 2
+        for place in range(starts[row], starts[row + 1]):
+            packed[at] = text[place]
+            at += 1
+        packed[at], packed[at + 1] = 13, 10
+        at += 2
+    return at
 
 
 def code_of(answer: object) -> str:
@@ -57,18 +93,26 @@ class Connection(asyncio.Protocol):
         if not self.gone.done():
             self.gone.set_result(None)
 
-    async def ask(self, packed: bytes, answers: int) -> list[Any]:
+    async def ask(self, packed: bytes, answers: int, timeout_s: float) -> list[Any]:
         """Send commands and wait for as many answers. Raises OSError."""
         if self.gone.done():
             raise ConnectionError("connection closed")
+        loop = asyncio.get_running_loop()
         self._answers, self._wanted = [], answers
-        self._answered = asyncio.get_running_loop().create_future()
+        self._answered = loop.create_future()
         self._transport.write(packed)
+        # A timeout of the task would cost as much as the rest of this.
+        timer = loop.call_later(timeout_s, self._give_up)
         try:
             return await self._answered
         finally:
+            timer.cancel()
             # A failure kept here would refer to this frame, and the frame to it: a cycle, with all of `packed` in it.
             self._answered = None
+
+    def _give_up(self) -> None:
+        if self._answered and not self._answered.done():
+            self._answered.set_exception(TimeoutError())
 
     def abort(self) -> None:
         """Let go of it; `gone` tells when."""
@@ -96,8 +140,11 @@ class Node:
         Raises OSError where it does not answer in time, StoreError where it does not let us in.
         """
         try:
-            async with asyncio.timeout(self._timeout_s), self._free:
+            if self._has_idle() and not self._free.locked():
                 found = await self._execute(packed, answers)
+            else:
+                async with asyncio.timeout(self._timeout_s):
+                    found = await self._execute(packed, answers)
         except OSError as error:
             self.failed = True
             # Its traceback holds the timeout, the timeout this task, the task its failure: a cycle with all of `packed` in it.
@@ -105,28 +152,28 @@ class Node:
         self.failed = False
         return found
 
-    async def _execute(self, packed: bytes, answers: int) -> list[Any]:
-        connection = await self._take()
-        try:
-            found = await connection.ask(packed, answers)
-        except BaseException:
-            connection.abort()
-            raise
-        self._idle.append(connection)
-        return found
+    def _has_idle(self) -> bool:
+        """Whether a connection is open that nobody uses."""
+        while self._idle and self._idle[-1].gone.done():
+            self._idle.pop()
+        return bool(self._idle)
 
-    async def _take(self) -> Connection:
-        while self._idle:
-            connection = self._idle.pop()
-            if not connection.gone.done():
-                return connection
-        return await self._open()
+    async def _execute(self, packed: bytes, answers: int) -> list[Any]:
+        async with self._free:
+            connection = self._idle.pop() if self._has_idle() else await self._open()
+            try:
+                found = await connection.ask(packed, answers, self._timeout_s)
+            except BaseException:
+                connection.abort()
+                raise
+            self._idle.append(connection)
+            return found
 
     async def _open(self) -> Connection:
         loop = asyncio.get_running_loop()
         _, connection = await loop.create_connection(Connection, self.address.host, self.address.port, ssl=self._tls)
         try:
-            answers = await connection.ask(b"".join(self._greeting), len(self._greeting)) if self._greeting else []
+            answers = await connection.ask(b"".join(self._greeting), len(self._greeting), self._timeout_s) if self._greeting else []
             self._check(answers)
         except BaseException:
             connection.abort()

@@ -7,15 +7,15 @@ A name's hash says in which set of WAYS places an entry may stand; a compiled lo
 candidate that is near.
 """
 
-import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.columnar.words import Buffer, hash64
+from online_store.keys import Names
+from schemas.columnar.words import Buffer, hash64, same
 from schemas.records import ID_BYTES_MAX
 
 Ints = NDArray[np.int64]
@@ -44,26 +44,53 @@ HEAD = 4
 SEED = np.uint64(0)
 
 
-class Names(NamedTuple):
-    """n items by name, tenant:id each. text: all names; starts: int64 [n + 1], where each begins."""
+class Lacking(NamedTuple):
+    """What of n candidates of r requests is not near.
 
-    text: bytes
-    starts: Ints
+    rows: int64 [m], those candidates. wanted: int64 [w], who of them wants something first: each is read as of that moment. of: int64 [m],
+    which of what is wanted each is. stale_ms: int64 [r], how old the oldest of a request's other entries is.
+    """
 
-    def of(self, rows: Ints) -> list[bytes]:
-        """Some of them."""
-        return [self.text[begin:end] for begin, end in zip(self.starts[rows].tolist(), self.starts[rows + 1].tolist(), strict=True)]
+    rows: Ints
+    wanted: Ints
+    of: Ints
+    stale_ms: Ints
 
 
-def names_of(asked: Iterable[tuple[str, Sequence[str]]]) -> Names:
+def lacking(names: Names, starts: Ints, as_of_ms: Ints, ages: Ints, age_ms_max: int) -> Lacking:
+    """What must be read: what is older than that, once for all who want it as of about the same moment.
+
+    starts: int64 [r + 1], where each request's candidates begin. as_of_ms, ages: int64 [n], ages as `Near.take` gives them.
+    """
+    rows, wanted, of = np.empty((3, len(ages)), np.int64)
+    stale_ms = np.zeros(len(starts) - 1, np.int64)
+    rows_count, wanted_count = _lacking(names.text, names.starts, starts, as_of_ms, ages, age_ms_max, rows, wanted, of, stale_ms)
+    return Lacking(rows[:rows_count], wanted[:wanted_count], of[:rows_count], stale_ms)
+
+
+def names_of(asked: Sequence[tuple[str, Sequence[str]]]) -> Names:
     """The names of several tenants' items, in their order. asked: (tenant, item_ids)."""
-    heads = [(f"{tenant}:", item_ids) for tenant, item_ids in asked]
-    text = "".join([head.join(("", *item_ids)) for head, item_ids in heads])
-    lengths = np.fromiter(map(len, itertools.chain.from_iterable(item_ids for _, item_ids in heads)), np.int64)
-    lengths += np.repeat([len(head) for head, _ in heads], [len(item_ids) for _, item_ids in heads])
-    if not text.isascii():
-        lengths = np.array([len(f"{head}{item_id}".encode()) for head, item_ids in heads for item_id in item_ids], np.int64)
-    return Names(text.encode(), np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths))))
+    text = np.frombuffer("".join([f"\0{tenant}:".join(("", *item_ids)) for tenant, item_ids in asked]).encode(), np.uint8)
+    starts = np.empty(sum([len(item_ids) for _, item_ids in asked]) + 1, np.int64)
+    if not _split(text, starts):
+        # Some name has what stands before each one.
+        names = [f"{tenant}:{item_id}" for tenant, item_ids in asked for item_id in item_ids]
+        starts[:] = 1 + np.cumsum([0, *(1 + len(name.encode()) for name in names)])
+    return Names(text, starts)
+
+
+@numba.njit(cache=True, nogil=True)
+def _split(text: Buffer, starts: Ints) -> bool:
+    """Fill starts; False if there are not as many names."""
+    count = 0
+    for at in range(len(text)):
+        if text[at] == 0:
+            if count + 1 == len(starts):
+                return False
+            starts[count] = at + 1
+            count += 1
+    starts[count] = len(text) + 1
+    return True
 
 
 class Near:
@@ -84,7 +111,7 @@ class Near:
         """
         ages = np.empty(len(rows), np.int64)
         _take(
-            np.frombuffer(names.text, np.uint8),
+            names.text,
             names.starts,
             self._hashes,
             self._heads,
@@ -99,8 +126,7 @@ class Near:
 
     def put(self, names: Names, of: Ints, rows: Rows, now_ms: int, as_of_ms: Ints) -> None:
         """Keep what was read of some of the names. of: int64 [n], which; rows [n]; now_ms: by the clock of `take`; as_of_ms: int64 [n]."""
-        text = np.frombuffer(names.text, np.uint8)
-        _put(text, names.starts, of, self._hashes, self._heads, self._bodies, now_ms, as_of_ms, _raw(rows))
+        _put(names.text, names.starts, of, self._hashes, self._heads, self._bodies, now_ms, as_of_ms, _raw(rows))
 
 
 def _raw(rows: Rows) -> NDArray[np.uint8]:
@@ -123,9 +149,9 @@ def _take(  # noqa: PLR0913  # compiled functions take arrays, not objects
     places = np.empty(len(rows), np.int64)
     # All hashes first: where they stand in memory is then fetched for many at once.
     for row in range(len(rows)):
-        places[row] = _place(hash64(text, starts[row], starts[row + 1] - starts[row], SEED), hashes)
+        places[row] = _place(hash64(text, starts[row], starts[row + 1] - 1 - starts[row], SEED), hashes)
     for row in range(len(rows)):
-        place, begin, length = places[row], starts[row], starts[row + 1] - starts[row]
+        place, begin, length = places[row], starts[row], starts[row + 1] - 1 - starts[row]
         ages[row] = NEVER
         if place == NOWHERE or not _is_named(bodies[place], heads[place, NAME_BYTES], text, begin, length):
             continue
@@ -133,6 +159,46 @@ def _take(  # noqa: PLR0913  # compiled functions take arrays, not objects
         if ages[row] <= age_ms_max:
             for at in range(rows.shape[1]):
                 rows[row, at] = bodies[place, NAME_BYTES_MAX + at]
+
+
+@numba.njit(cache=True, nogil=True)
+def _lacking(  # noqa: PLR0913  # as above
+    text: Buffer,
+    names: Ints,
+    starts: Ints,
+    as_of_ms: Ints,
+    ages: Ints,
+    age_ms_max: int,
+    rows: Ints,
+    wanted: Ints,
+    of: Ints,
+    stale_ms: Ints,
+) -> tuple[int, int]:
+    """Fill rows, wanted, of and stale_ms; returns how many rows there are, and how many are wanted."""
+    room = 1
+    while room < 2 * len(ages):
+        room *= 2
+    places = np.full(room, NOWHERE)
+    rows_count = wanted_count = 0
+    for request in range(len(stale_ms)):
+        for row in range(starts[request], starts[request + 1]):
+            if ages[row] <= age_ms_max:
+                stale_ms[request] = max(stale_ms[request], ages[row])
+                continue
+            begin, length, moment = names[row], names[row + 1] - 1 - names[row], as_of_ms[row] // age_ms_max
+            place = np.int64(hash64(text, begin, length, np.uint64(moment)) & np.uint64(room - 1))
+            while places[place] != NOWHERE:
+                other = wanted[places[place]]
+                is_as_long = names[other + 1] - 1 - names[other] == length
+                if is_as_long and as_of_ms[other] // age_ms_max == moment and same(text, names[other], begin, length):
+                    break
+                place = (place + 1) & (room - 1)
+            if places[place] == NOWHERE:
+                places[place], wanted[wanted_count] = wanted_count, row
+                wanted_count += 1
+            rows[rows_count], of[rows_count] = row, places[place]
+            rows_count += 1
+    return rows_count, wanted_count
 
 
 @numba.njit(cache=True, nogil=True)
@@ -148,7 +214,7 @@ def _put(  # noqa: PLR0913  # as above
     rows: NDArray[np.uint8],
 ) -> None:
     for row in range(len(rows)):
-        begin, length = starts[of[row]], starts[of[row] + 1] - starts[of[row]]
+        begin, length = starts[of[row]], starts[of[row] + 1] - 1 - starts[of[row]]
         value = hash64(text, begin, length, SEED)
         place = _place(value, hashes)
         if place == NOWHERE:

@@ -8,13 +8,13 @@ import asyncio
 import itertools
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from online_store.keys import Generation, entity_named, record_keys
+from online_store.keys import Generation, Names, entity_named, keys_of
 from online_store.reading import read
 from online_store.record import layouts
 from online_store.snapshot.file import Snapshot
@@ -23,7 +23,8 @@ from ranker import encode, metrics
 from ranker.budgets import Budgets
 from ranker.reads.backfill import Backfill
 from ranker.reads.breaker import Breaker
-from ranker.reads.near import NEAR_MS, NEVER, STALE_MS_MAX, Near, Rows, names_of
+from ranker.reads.near import NEAR_MS, NEVER, STALE_MS_MAX, Near, Rows, lacking, names_of
+from ranker.score import Scorer
 from ranker.slate.slate import Viewer
 from schemas.aggregates import IMPRESSIONS, ITEM, USER, Tiles
 from schemas.errors import StoreAwayError
@@ -71,7 +72,7 @@ class Read(NamedTuple):
     @property
     def words(self) -> NDArray[np.uint64]:
         """What the model made of the candidates, uint64 [n, T or more]: rows as they lie in memory, for FOLDED comes first."""
-        return self.items.view(np.uint64).reshape(len(self.items), self.items.dtype.itemsize // 8)
+        return _words(self.items)
 
 
 class Reader:
@@ -82,15 +83,16 @@ class Reader:
         store: OnlineStore,
         registry: Registry,
         budgets: Budgets,
-        fold: Callable[[NDArray[np.float32]], NDArray[np.uint64] | None],
+        scorer: Scorer,
         facts: Iterable[str],
         snapshot: Snapshot | None,
     ) -> None:
-        """Nothing is read before the first call. fold: what a model makes of items' features beforehand, None where it makes nothing.
+        """Nothing is read before the first call.
 
-        facts: what a slate looks at of an item. snapshot: of items that the store may have lost.
+        scorer: makes something of items' features beforehand. facts: what a slate looks at of an item. snapshot: of items that the store
+        may have lost.
         """
-        self._fold = fold
+        self._scorer = scorer
         self._facts = tuple(facts)
         self._store = store
         self._budgets = budgets
@@ -99,37 +101,34 @@ class Reader:
         self._applied = self._applied_before = NOTHING_APPLIED
         self._breaker = Breaker()
         self._backfill = None if snapshot is None else Backfill(snapshot, registry, budgets.backfill_ms)
-        said = self._said(read(self._layouts[ITEM], [None], 0), np.zeros(1, np.int64))
-        fields: list[Any] = [(name, column.dtype, column.shape[1:]) for name, column in said.items()]
-        self._unknown = np.zeros(1, np.dtype(fields, align=True))
-        self._fill(self._unknown, said)
-        self._near = Near(self._unknown.dtype)
+        nothing, now_ms = read(self._layouts[ITEM], [None], 0), np.zeros(1, np.int64)
+        said = [(name, column.dtype, column.shape[1:]) for name, column in self._said(nothing, now_ms).items()]
+        folded: list[Any] = [(FOLDED, np.uint64, (scorer.words_count,))] if scorer.is_folding else []
+        self._dtype = np.dtype(folded + said, align=True)
+        self._unknown = self.rows(nothing, now_ms)
+        self._near = Near(self._dtype)
         self._nobody = registry.columns(USER, read(self._layouts[USER], [None], 0), 0)[0]
 
     def rows(self, tiles: Tiles, as_of_ms: Ints) -> Rows:
         """Items as they are scored and ordered."""
-        found = np.zeros(len(tiles.known), self._unknown.dtype)
-        self._fill(found, self._said(tiles, as_of_ms))
+        found, said = np.empty(len(tiles.known), self._dtype), self._said(tiles, as_of_ms)
+        for name, column in said.items():
+            found[name] = column
+        if self._scorer.is_folding:
+            self._scorer.fold(said[VECTOR], _words(found))
         return found
 
-    @staticmethod
-    def _fill(rows: Rows, said: Mapping[str, NDArray[Any]]) -> None:
-        for name, column in said.items():
-            rows[name] = column
-
     def _said(self, tiles: Tiles, as_of_ms: Ints) -> dict[str, NDArray[Any]]:
-        """What stands in rows, by name, one array [n, ...] each."""
+        """What stands in rows besides FOLDED, by name, one array [n, ...] each."""
         vectors = self._registry.columns(ITEM, tiles, as_of_ms)
-        folded = self._fold(vectors)
         facts: dict[str, NDArray[Any]] = {**tiles.statics, "removed": tiles.removed}
         if tiles.counts.shape[1]:
             facts["impressions"] = tiles.counts[:, -1, IMPRESSIONS]
-        said = {VECTOR: vectors} | {name: facts[name] for name in self._facts if name in facts}
-        return said if folded is None else {FOLDED: folded} | said
+        return {VECTOR: vectors} | {name: facts[name] for name in self._facts if name in facts}
 
     def forget(self) -> None:
         """Another generation is current. What is being read of the one before is not kept either."""
-        self._near = Near(self._unknown.dtype)
+        self._near = Near(self._dtype)
         self._applied = self._applied_before = NOTHING_APPLIED
 
     async def look(self, generation: Generation) -> None:
@@ -196,39 +195,30 @@ class Reader:
         return items, self._near.take(names, int(time.monotonic() * 1000), moments, age_ms_max, items)
 
     async def _read(self, generation: Generation, batch: Sequence[Asked], now_ms: int) -> Read:
-        starts = np.cumsum([0, *(len(asked.item_ids) for asked in batch)])
-        moments = np.repeat([asked.request.ts_ms for asked in batch], np.diff(starts))
-        names = names_of([(asked.request.tenant, asked.item_ids) for asked in batch])
-        items, near, applied = np.empty(len(moments), self._unknown.dtype), self._near, self._applied_before
+        counts = [len(asked.item_ids) for asked in batch]
+        starts = np.array([0, *itertools.accumulate(counts)], np.int64)
+        of_users = np.array([asked.request.ts_ms for asked in batch], np.int64)
+        moments, names = of_users.repeat(counts), names_of([(asked.request.tenant, asked.item_ids) for asked in batch])
+        items, near, applied = np.empty(len(moments), self._dtype), self._near, self._applied_before
         ages = near.take(names, now_ms, moments, NEAR_MS, items)
-        missing = np.flatnonzero(ages > NEAR_MS)
-        wanted = list(zip(names.of(missing), (moments[missing] // NEAR_MS).tolist(), strict=True))
-        #: What is read, and where it is wanted first: as of that moment it is read.
-        first: dict[tuple[bytes, int], int] = {}
-        for want, row in zip(wanted, missing.tolist(), strict=True):
-            first.setdefault(want, row)
-        read_for = np.fromiter(first.values(), np.int64, len(first))
-        users, viewers, found = await self._fetch(generation, batch, [name for name, _ in first], moments[read_for])
-        near.put(names, read_for, found, now_ms, moments[read_for])
-        place_of = dict(zip(first, range(len(first)), strict=True))
-        items[missing] = found.take(np.fromiter(map(place_of.__getitem__, wanted), np.int64, len(wanted)))
-        stale_ms = np.maximum.reduceat(np.where(ages > NEAR_MS, 0, ages), starts[:-1])
-        ids = list(itertools.chain.from_iterable(asked.item_ids for asked in batch))
-        return Read(items, starts, users, viewers, stale_ms, [ids[row] for row in first.values()], found, applied)
-
-    async def _fetch(
-        self, generation: Generation, batch: Sequence[Asked], names: Sequence[bytes], as_of_ms: Ints
-    ) -> tuple[NDArray[np.float32], list[Viewer], Rows]:
-        """The users' features, who they are, and what items say, each as of its moment."""
-        users = [f"{asked.request.tenant}:{asked.request.user_id}".encode() for asked in batch]
-        raws = await self._values([*record_keys(generation, USER, users), *record_keys(generation, ITEM, names)])
-        of_users, of_items = raws[: len(users)], raws[len(users) :]
-        moments = np.array([asked.request.ts_ms for asked in batch], np.int64)
-        said = read(self._layouts[USER], of_users, moments)
-        known = self._registry.columns(USER, said, moments)
+        rows, wanted, of, stale_ms = lacking(names, starts, moments, ages, NEAR_MS)
+        as_of_ms = moments[wanted]
+        raws = await self._fetch(generation, batch, names, wanted)
+        users = read(self._layouts[USER], raws[: len(batch)], of_users)
+        of_items = raws[len(batch) :]
         if self._backfill:
-            await self._backfill.fill([entity_named(ITEM, name) for name in names], of_items, as_of_ms)
-        return known, _viewers(said), self.rows(read(self._layouts[ITEM], of_items, as_of_ms), as_of_ms)
+            await self._backfill.fill([entity_named(ITEM, name) for name in names.of(wanted)], of_items, as_of_ms)
+        found = self.rows(read(self._layouts[ITEM], of_items, as_of_ms), as_of_ms)
+        near.put(names, wanted, found, now_ms, as_of_ms)
+        items[rows] = found[of]
+        ids = list(itertools.chain.from_iterable([asked.item_ids for asked in batch]))
+        new_ids = [ids[row] for row in wanted.tolist()]
+        return Read(items, starts, self._registry.columns(USER, users, of_users), _viewers(users), stale_ms, new_ids, found, applied)
+
+    async def _fetch(self, generation: Generation, batch: Sequence[Asked], items: Names, wanted: Ints) -> list[bytes | None]:
+        """The records of the batch's users, and behind them those of the items that are wanted."""
+        users = names_of([(asked.request.tenant, [asked.request.user_id]) for asked in batch])
+        return await self._values(keys_of(generation, [(USER, users, np.arange(len(batch))), (ITEM, items, wanted)]))
 
     async def _values(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """What stands under keys; asked once more where the connection was lost at once. Raises TimeoutError past the budget."""
@@ -238,6 +228,11 @@ class Reader:
             except StoreAwayError:
                 await asyncio.sleep(random.uniform(0, RETRY_MS_MAX) / 1000)  # noqa: S311  # spreads load, keeps no secret
                 return await self._store.read(keys)
+
+
+def _words(rows: Rows) -> NDArray[np.uint64]:
+    """Rows as they lie in memory, uint64 [n, FOLDED's and more]: FOLDED comes first."""
+    return rows.view(np.uint64).reshape(len(rows), rows.dtype.itemsize // 8)
 
 
 def _viewers(users: Tiles) -> list[Viewer]:

@@ -1,6 +1,6 @@
-"""Which candidate stands where: one compiled loop over the places, best first.
+"""Which candidate stands where: by score alone, or one compiled loop over the places, best first.
 
-A place goes to the highest value among those that keep every cap and that may stand there without being moved further than
+In the second a place goes to the highest value among those that keep every cap and that may stand there without being moved further than
 `displacement_max` places. Where caps leave nobody in that stretch, to the next behind it that keeps them; where nobody at all keeps them,
 topic caps are given up, then author caps. So caps come before the bound on displacement, and that before values.
 """
@@ -11,7 +11,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from ranker.slate.rules import Touch
+from ranker.slate.rules import OUT, Touch
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -23,6 +23,7 @@ AUTHOR, TOPIC = 0, 1
 ALL_CAPS, AUTHOR_CAPS, NO_CAPS = 0, 1, 2
 #: A component of an embedding that is 1 (online_store/record.py).
 UNIT = 127
+SEEN, OUT_OF_IT = int(Touch.SEEN), int(OUT)
 AUTHOR_CAP, TOPIC_CAP, CAP_RELAXED, DIVERSITY, EXPLORED = (
     int(touch) for touch in (Touch.AUTHOR_CAP, Touch.TOPIC_CAP, Touch.CAP_RELAXED, Touch.DIVERSITY, Touch.EXPLORED)
 )
@@ -50,6 +51,36 @@ class Plan(NamedTuple):
     epsilon: float
     explored: int
     displacement_max: int
+
+
+@numba.njit(cache=True, nogil=True)
+def by_score(scores: NDArray[np.float32], touched: Ints, k: int) -> Ints:
+    """The first k candidates of those that are not out, int64 [at most k]: who was seen behind the others, the first of equal ones first.
+
+    scores: float32 [n], NaN goes last. touched: int64 [n].
+    """
+    order = np.empty(min(k, len(scores)), np.int64)
+    count = 0
+    for candidate in range(len(scores)):
+        if touched[candidate] & OUT_OF_IT:
+            continue
+        place = min(count, len(order) - 1)
+        if place < count and not _goes_before(scores, touched, candidate, order[place]):
+            continue
+        while place > 0 and _goes_before(scores, touched, candidate, order[place - 1]):
+            order[place] = order[place - 1]
+            place -= 1
+        order[place] = candidate
+        count = min(count + 1, len(order))
+    return order[:count]
+
+
+@numba.njit(cache=True, inline="always")
+def _goes_before(scores: NDArray[np.float32], touched: Ints, one: int, other: int) -> bool:
+    seen, was_seen = touched[one] & SEEN, touched[other] & SEEN
+    if seen != was_seen:
+        return bool(seen < was_seen)
+    return bool(scores[one] > scores[other] or (np.isnan(scores[other]) and not np.isnan(scores[one])))
 
 
 @numba.njit(cache=True, nogil=True)

@@ -15,8 +15,8 @@ import xxhash
 from numpy.typing import NDArray
 
 from online_store.record import hash_of
-from ranker.slate.arrange import AUTHOR, TOPIC, Ordered, Plan, arrange
-from ranker.slate.rules import EVERYWHERE, OUT, Rules, Safety, Touch
+from ranker.slate.arrange import AUTHOR, TOPIC, Ordered, Plan, arrange, by_score
+from ranker.slate.rules import EVERYWHERE, Rules, Safety, Touch
 from ranker.slate.scores import Adjusted, adjust
 from schemas.aggregates import LABELS_LEFT_OUT
 from schemas.records import RankRequest
@@ -79,14 +79,12 @@ class Slates:
     def slate(self, candidates: Candidates, request: RankRequest, viewer: Viewer) -> Slate:
         """One request's slate."""
         touched = self._out(candidates, request, viewer)
-        is_seen = (touched & Touch.SEEN) != 0
-        by_score = np.lexsort((-candidates.order_by, is_seen)) if is_seen.any() else np.argsort(-candidates.order_by, kind="stable")
-        ranks = by_score[(touched[by_score] & OUT) == 0]
         if not viewer.is_personalized:
-            touched |= Touch.UNPERSONALIZED
+            touched |= int(Touch.UNPERSONALIZED)
         if not self.rules.is_arranging:
-            order = ranks[: request.k]
+            order = by_score(candidates.order_by, touched, request.k)
             return Slate(order, touched, np.ones(len(order)))
+        ranks = by_score(candidates.order_by, touched, len(touched))
         return self._arranged(candidates, request, ranks, touched)
 
     def _arranged(self, candidates: Candidates, request: RankRequest, ranks: Ints, touched: Ints) -> Slate:

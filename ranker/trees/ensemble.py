@@ -31,8 +31,9 @@ class Ensemble(NamedTuple):
 
     first: int64 [F + 1], where each feature's nodes begin. threshold: float32 [N]. tree: int32 [N]. mask: uint64 [N], the leaves that
     are left where the node's test fails. block_first: int64 [F + 1]; blocks: uint64 [B, T], what is left of each tree after every STEP
-    failed tests of a feature, none at first; missing: uint64 [F, T], the same where the feature is missing. leaves: float32 [T,
-    LEAVES_MAX]. holds_at: bool, whether a test holds at its threshold. is_logistic: whether scores are probabilities.
+    failed tests of a feature, none at first, and as each feature's last one where it is missing; the very last of all is of no feature and
+    leaves all. leaves: float32 [T, LEAVES_MAX]. holds_at: bool, whether a test holds at its threshold. is_logistic: whether scores are
+    probabilities.
     """
 
     first: NDArray[np.int64]
@@ -41,7 +42,6 @@ class Ensemble(NamedTuple):
     mask: NDArray[np.uint64]
     block_first: NDArray[np.int64]
     blocks: NDArray[np.uint64]
-    missing: NDArray[np.uint64]
     leaves: NDArray[np.float32]
     holds_at: bool
     is_logistic: bool
@@ -123,16 +123,15 @@ def _put_together(trees: list[tuple[list[_Test], list[float]]], features_count: 
         leaves[tree, : len(values)] = values
     blocks: list[NDArray[np.uint64]] = []
     block_first = [0]
-    missing = np.full((features_count, len(trees)), ALL)
     for feature in range(features_count):
-        left = np.full(len(trees), ALL)
+        left, missing = np.full((2, len(trees)), ALL)
         for place, test in enumerate(tests[first[feature] : first[feature + 1]]):
             if place % STEP == 0:
                 blocks.append(left.copy())
             left[test.tree] &= np.uint64(test.mask)
             if not test.holds_missing:
-                missing[feature, test.tree] &= np.uint64(test.mask)
-        blocks.append(left)
+                missing[test.tree] &= np.uint64(test.mask)
+        blocks += [left, missing]
         block_first.append(len(blocks))
     return Ensemble(
         first,
@@ -140,8 +139,7 @@ def _put_together(trees: list[tuple[list[_Test], list[float]]], features_count: 
         np.array([test.tree for test in tests], np.int32),
         np.array([test.mask for test in tests], np.uint64),
         np.array(block_first, np.int64),
-        np.stack(blocks),
-        missing,
+        np.stack([*blocks, np.full(len(trees), ALL)]),
         leaves,
         holds_at,
         is_logistic,

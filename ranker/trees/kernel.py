@@ -13,6 +13,8 @@ from ranker.trees.ensemble import STEP, Ensemble
 Words = NDArray[np.uint64]
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
+#: Features whose words are put together at once: more would not be read faster, fewer write the words more often.
+TOGETHER = 4
 #: Rows whose leaves are added side by side: each sum waits for its own last addition only.
 ROWS = 8
 ALL = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
@@ -27,10 +29,15 @@ def fold(ensemble: Ensemble, columns: Floats, features: Ints) -> Words:
 
     columns: float32 [n, f], NaN is missing. features: int64 [f], which of the model's each of them is.
     """
-    words = np.full((len(columns), len(ensemble.leaves)), ALL)
-    # One layout: numba compiles the loop for each that it meets, and the first request would wait for it.
-    _fold(np.ascontiguousarray(columns), features, *ensemble[:7], ensemble.holds_at, words)
+    words = np.empty((len(columns), len(ensemble.leaves)), np.uint64)
+    fold_into(ensemble, columns, features, words)
     return words
+
+
+def fold_into(ensemble: Ensemble, columns: Floats, features: Ints, words: Words) -> None:
+    """As `fold`, into words, uint64 [n, T or more]; more stays as it is."""
+    # One layout: numba compiles the loop for each that it meets, and the first request would wait for it.
+    _fold(np.ascontiguousarray(columns), features, *ensemble[:6], ensemble.holds_at, len(ensemble.leaves), words)
 
 
 def score(ensemble: Ensemble, own: Words, shared: Words, starts: Ints) -> Floats:
@@ -58,28 +65,32 @@ def _fold(  # noqa: PLR0913  # compiled functions take arrays, not objects
     mask: Words,
     block_first: Ints,
     blocks: Words,
-    missing: Words,
     holds_at: bool,  # noqa: FBT001  # as above
+    trees_count: int,
     words: Words,
 ) -> None:
-    ends = np.empty(len(features), np.int64)
+    count = len(features)
+    ends, begins = np.empty(count, np.int64), np.empty(count, np.int64)
+    # Places without a feature take what leaves all: the last of blocks.
+    taken = np.full(-(-count // TOGETHER) * TOGETHER, len(blocks) - 1)
     for row in range(len(columns)):
         # All searches first: none waits for another one, and the processor has several under way at once.
-        for place in range(len(features)):
+        for place in range(count):
             ends[place] = _failed(columns[row, place], threshold, first[features[place]], first[features[place] + 1], holds_at)
-        for place in range(len(features)):
-            feature, begin, failed = features[place], first[features[place]], ends[place]
-            if begin == first[feature + 1]:
-                continue
+        for place in range(count):
+            feature, begin = features[place], first[features[place]]
+            whole = (ends[place] - begin) // STEP
+            taken[place], begins[place] = block_first[feature] + whole, begin + whole * STEP
             if np.isnan(columns[row, place]):
-                for number in range(words.shape[1]):
-                    words[row, number] &= missing[feature, number]
-                continue
-            whole = (failed - begin) // STEP
-            block = block_first[feature] + whole
-            for number in range(words.shape[1]):
-                words[row, number] &= blocks[block, number]
-            for node in range(begin + whole * STEP, failed):
+                taken[place], begins[place] = block_first[feature + 1] - 1, ends[place]
+        for number in range(trees_count):
+            words[row, number] = ALL
+        for place in range(0, len(taken), TOGETHER):
+            a, b, c, d = blocks[taken[place]], blocks[taken[place + 1]], blocks[taken[place + 2]], blocks[taken[place + 3]]
+            for number in range(trees_count):
+                words[row, number] &= a[number] & b[number] & c[number] & d[number]
+        for place in range(count):
+            for node in range(begins[place], ends[place]):
                 words[row, np.uint64(tree[node])] &= mask[node]
 
 

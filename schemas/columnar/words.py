@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Buffer = NDArray[np.uint8]
+#: Of xxHash32.
+PRIME_1, PRIME_2, PRIME_3, PRIME_4, PRIME_5 = map(np.uint32, (2654435761, 2246822519, 3266489917, 668265263, 374761393))
 
 
 @numba.njit(cache=True, inline="always")
@@ -42,26 +44,25 @@ def hash64(text: Buffer, start: int, length: int, seed: np.uint64) -> np.uint64:
 @numba.njit(cache=True, nogil=True)
 def xxh32(data: Buffer, length: int) -> np.uint32:
     """xxHash32 of the first bytes, seed 0 (specification: xxHash, doc/xxhash_spec.md): what online_store.keys.shard_of takes."""
-    prime = np.array([2654435761, 2246822519, 3266489917, 668265263, 374761393], np.uint32)
-    at = 0
+    at, value = 0, PRIME_5
     if length >= 16:
-        lanes = np.array([prime[0] + prime[1], prime[1], np.uint32(0), np.uint32(0) - prime[0]], np.uint32)
+        first, second, third, fourth = np.uint32(PRIME_1 + PRIME_2), PRIME_2, np.uint32(0), np.uint32(np.uint32(0) - PRIME_1)
         while at + 16 <= length:
-            for lane in range(4):
-                lanes[lane] = _rotated(lanes[lane] + _four(data, at + 4 * lane) * prime[1], 13) * prime[0]
+            first = np.uint32(_rotated(np.uint32(first + _four(data, at) * PRIME_2), 13) * PRIME_1)
+            second = np.uint32(_rotated(np.uint32(second + _four(data, at + 4) * PRIME_2), 13) * PRIME_1)
+            third = np.uint32(_rotated(np.uint32(third + _four(data, at + 8) * PRIME_2), 13) * PRIME_1)
+            fourth = np.uint32(_rotated(np.uint32(fourth + _four(data, at + 12) * PRIME_2), 13) * PRIME_1)
             at += 16
-        value = _rotated(lanes[0], 1) + _rotated(lanes[1], 7) + _rotated(lanes[2], 12) + _rotated(lanes[3], 18)
-    else:
-        value = prime[4]
+        value = np.uint32(_rotated(first, 1) + _rotated(second, 7) + _rotated(third, 12) + _rotated(fourth, 18))
     value = np.uint32(value + np.uint32(length))
     while at + 4 <= length:
-        value = np.uint32(_rotated(np.uint32(value + _four(data, at) * prime[2]), 17) * prime[3])
+        value = np.uint32(_rotated(np.uint32(value + _four(data, at) * PRIME_3), 17) * PRIME_4)
         at += 4
     while at < length:
-        value = np.uint32(_rotated(np.uint32(value + np.uint32(data[at]) * prime[4]), 11) * prime[0])
+        value = np.uint32(_rotated(np.uint32(value + np.uint32(data[at]) * PRIME_5), 11) * PRIME_1)
         at += 1
-    value = np.uint32(np.uint32(value ^ (value >> np.uint32(15))) * prime[1])
-    value = np.uint32(np.uint32(value ^ (value >> np.uint32(13))) * prime[2])
+    value = np.uint32(np.uint32(value ^ (value >> np.uint32(15))) * PRIME_2)
+    value = np.uint32(np.uint32(value ^ (value >> np.uint32(13))) * PRIME_3)
     return np.uint32(value ^ (value >> np.uint32(16)))
 
 

@@ -1,8 +1,11 @@
 """The names of everything in the store."""
 
+import numpy as np
 import pytest
 
-from online_store.keys import Entity, Generation, answer_key, entity_key, entity_of, guard_key, is_record, record_key, shard_of
+from online_store.keys import Entity, Generation, answer_key, entity_key, entity_of, guard_key, is_record, keys_of, record_key, shard_of
+from online_store.servers.node import pack, pack_keys
+from ranker.reads.near import names_of
 
 GENERATION = Generation(3, "f" * 16)
 
@@ -22,6 +25,16 @@ def test_a_key_names_its_entity(tenant: str, entity_id: str) -> None:
     entity = Entity(tenant, "item", entity_id)
 
     assert entity_of(record_key(GENERATION, entity)) == entity
+
+
+def test_keys_that_are_made_at_once_are_those_that_are_made_alone() -> None:
+    """Of users and of some of the items, of every length that an id may have, and as a command too."""
+    ids = ["x" * length for length in range(1, 129)] + ["ключ", "\0", "{g3.1}"]
+    places = np.arange(0, len(ids), 3)
+    keys = keys_of(GENERATION, [("user", names_of([("t", ["u1"])]), np.arange(1)), ("item", names_of([("", ids)]), places)])
+    alone = [record_key(GENERATION, Entity("t", "user", "u1")), *(record_key(GENERATION, Entity("", "item", one)) for one in ids[::3])]
+
+    assert (list(keys), keys[1:3], pack_keys(b"MGET", keys)) == (alone, alone[1:3], pack(b"MGET", *alone))
 
 
 @pytest.mark.parametrize("other", [Entity("", "item", "a:b"), Entity("", "item", "acme:a:b"), Entity("acme", "user", "a:b")])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ranker.reads.near import NEVER, WAYS, Near, names_of
+from ranker.reads.near import NEVER, WAYS, Near, lacking, names_of
 from ranker.reads.reader import VECTOR
 
 ROW = np.dtype([(VECTOR, "<f4", (1,)), ("fact", "<i8")], align=True)
@@ -83,3 +83,20 @@ def test_names_of_one_hash_are_told_apart() -> None:
     put(near, "", {second: 2})
 
     assert (before, taken(near, "", first, second)) == ([1, -1], [-1, 2])
+
+
+@pytest.mark.parametrize("odd", ["b", "a\0b", "\0", "ä:\0"])
+def test_names_are_told_apart_whatever_is_in_them(odd: str) -> None:
+    """A zero byte stands before each name, and may stand in one."""
+    names = names_of([("", ["a", odd]), ("t", [odd, "c"])])
+
+    assert names.of(np.arange(4)) == [b":a", f":{odd}".encode(), f"t:{odd}".encode(), b"t:c"]
+
+
+def test_what_is_lacking_is_wanted_once() -> None:
+    """By all who want it as of about the same moment; of what is near, the oldest of each request is told."""
+    names = names_of([("", ["a", "b", "c"]), ("", ["b", "a"]), ("t", ["b"])])
+    as_of_ms = np.array([1_000, 1_000, 1_000, 1_499, 1_500, 1_000])
+    found = lacking(names, np.array([0, 3, 5, 6]), as_of_ms, np.array([NEVER, 501, 7, 600, NEVER, 500]), 500)
+
+    assert [part.tolist() for part in found] == [[0, 1, 3, 4], [0, 1, 4], [0, 1, 1, 2], [7, 0, 500]]

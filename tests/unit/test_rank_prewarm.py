@@ -19,12 +19,20 @@ from tests.rankers import GENERATION, POPULAR, Failing, Model, ask, away, fill, 
 #: What a process has compiled of the loops that a request runs through, before and after its first request.
 COMPILED = """
 import asyncio, pathlib, sys
-from online_store import reading
+from online_store import keys, reading
+from ranker import encode
+from ranker.reads import near
+from ranker.slate import arrange
 from ranker.trees import kernel
 from tests import rankers
 
+LOOPS = (
+    *(near._split, near._take, near._lacking, keys._spell, reading._read, near._put, kernel._fold, kernel._add_up),
+    *(arrange.by_score, encode._write),
+)
+
 def compiled():
-    return [len(loop.signatures) for loop in (reading._read, kernel._fold, kernel._add_up)]
+    return [len(loop.signatures) for loop in LOOPS]
 
 async def main():
     model = rankers.trained(pathlib.Path(sys.argv[1]))
