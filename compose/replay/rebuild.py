@@ -21,9 +21,9 @@ from rich.progress import Progress
 from compose.replay.beginning import beginning
 from compose.replay.sources import ARGUMENT, chosen, lake_of
 from compose.settings import Settings
+from online_store.bulk.stores import BulkRedisStore
 from online_store.ingest import Ingest
 from online_store.keys import Generation
-from online_store.redis import RedisStore
 from online_store.store import OnlineStore
 from replay.log import KafkaLog, ReadableLog
 from replay.rebuild import Filled, begin_at, fill
@@ -73,7 +73,7 @@ def rebuild(settings: Settings, arguments: argparse.Namespace) -> Result:
 
 
 async def _rebuild(settings: Settings, arguments: argparse.Namespace, bar: Progress) -> Result:
-    store = RedisStore(settings.store_url, settings.features, STORE_S, settings.store_tls)
+    store = BulkRedisStore(settings.store_url, settings.features, STORE_S, settings.store_tls)
     kafka = KafkaLog(settings.kafka_bootstrap, settings.topic_prefix, settings.kafka_security)
     begun_s = time.monotonic()
     try:
