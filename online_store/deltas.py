@@ -48,14 +48,15 @@ def deltas_of_events(
     places = Places(np.repeat(np.arange(len(parts)), [len(part) for part in parts]), events.offset, guards)
     ids = np.stack([events.word(ENTITY_ID[kind]) for kind in layouts])
     tenants = events.word("tenant")
-    rings = _rings(list(layouts.values()))
+    of_rings = rings(list(layouts.values()))
     added = adds(events.record, events.number("dwell_ms"))
-    grouped = coarsened(group(events.text, ids, tenants, events.number("ts_ms"), added, rings.tile_ms, places), rings)
-    raw, starts = keys(events.text, ids, tenants, grouped.kind, grouped.event, grouped.entities_at, *_heads(generation, tuple(layouts)))
-    return _by_shard(grouped, raw.tobytes(), starts.tolist())
+    grouped = coarsened(group(events.text, ids, tenants, events.number("ts_ms"), added, of_rings.tile_ms, places), of_rings)
+    raw, starts = keys(events.text, ids, tenants, grouped.kind, grouped.event, grouped.entities_at, *heads(generation, tuple(layouts)))
+    return by_shard(grouped, raw.tobytes(), starts.tolist())
 
 
-def _rings(layouts: Sequence[Layout]) -> Rings:
+def rings(layouts: Sequence[Layout]) -> Rings:
+    """How the records of each kind keep tiles."""
     most = max(len(layout.windows) for layout in layouts)
     hop_ms, slots = np.zeros((2, len(layouts), most), np.int64)
     for place, layout in enumerate(layouts):
@@ -65,13 +66,14 @@ def _rings(layouts: Sequence[Layout]) -> Rings:
 
 
 @functools.lru_cache(maxsize=8)
-def _heads(generation: Generation, kinds: tuple[str, ...]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def heads(generation: Generation, kinds: tuple[str, ...]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """What keys begin with, kind by kind and shard by shard: all bytes, and where each begins."""
-    heads = [record_head(generation, kind, shard) for kind in kinds for shard in range(generation.shards)]
-    return np.frombuffer(b"".join(heads), np.uint8), np.cumsum([0, *map(len, heads)])
+    found = [record_head(generation, kind, shard) for kind in kinds for shard in range(generation.shards)]
+    return np.frombuffer(b"".join(found), np.uint8), np.cumsum([0, *map(len, found)])
 
 
-def _by_shard(grouped: Grouped, raw: bytes, starts: list[int]) -> dict[int, Deltas]:
+def by_shard(grouped: Grouped, raw: bytes, starts: list[int]) -> dict[int, Deltas]:
+    """Deltas by shard of what was grouped. raw, starts: the entities' keys, and where each begins."""
     rows = np.empty(len(grouped.tile), ROW)
     rows["key"], rows["tile"], rows["last_ms"] = grouped.place, grouped.tile, grouped.last_ms
     for place, counter in enumerate(COUNTERS):

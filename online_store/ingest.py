@@ -170,16 +170,10 @@ class Ingest:
         """Take a batch apart; never raises for what a record holds. One that does not follow what was decoded before is empty."""
         return decode(batch, self._readings[batch.source], self.schema_ids)
 
-    def ahead(self, batches: Sequence[Decoded]) -> dict[int, Deltas]:
-        """What the events of decoded batches will change, by shard, once all that was decoded before them is applied: in any thread."""
-        events = [decoded for decoded in batches if decoded.events is not None]
-        return self._deltas(events) if events else {}
-
-    async def apply(self, batches: Sequence[Decoded], ahead: Mapping[int, Deltas] | None = None) -> dict[Source, int]:
+    async def apply(self, batches: Sequence[Decoded]) -> dict[Source, int]:
         """Apply decoded batches, one a source at most, to the shards that they have rows for and that do not have them.
 
-        Events of several sources go to the store together: what they share it touches once. ahead: what `ahead` said of all of them; it
-        is used where all of them are to be applied to every shard.
+        Events of several sources go to the store together: what they share it touches once.
         Returns the offset to read each source on from: its batch's following one; an earlier one where a batch before it is missing,
         where another worker moved a guard, or where the store lost what it once had.
         """
@@ -191,9 +185,7 @@ class Ingest:
         sure = [decoded for decoded in due if decoded.batch.source not in unsure]
         events = [decoded for decoded in sure if decoded.events is not None]
         for together in filter(None, [events, *([decoded] for decoded in sure if decoded.events is None)]):
-            is_whole = together is events and len(events) == sum(decoded.events is not None for decoded in batches)
-            deltas = ahead if ahead is not None and is_whole and all(map(self._is_new, events)) else self._deltas(together)
-            await self._step({decoded.batch.source: decoded.batch.following for decoded in together}, deltas)
+            await self.step({decoded.batch.source: decoded.batch.following for decoded in together}, self._deltas(together))
         return {decoded.batch.source: self._readings[decoded.batch.source].position for decoded in batches}
 
     def _is_due(self, batch: Batch) -> bool:
@@ -205,10 +197,6 @@ class Ingest:
         reading = self._readings[decoded.batch.source]
         return decoded.reading is reading and decoded.start == reading.position
 
-    def _is_new(self, decoded: Decoded) -> bool:
-        """Whether no shard has any of a batch."""
-        return bool((self._readings[decoded.batch.source].guards <= decoded.start).all())
-
     async def settle(self, source: Source) -> int:
         """Move the guards of the shards that a source had nothing for lately, so that nobody reads that stretch again.
 
@@ -218,7 +206,7 @@ class Ingest:
         behind = np.flatnonzero(reading.guards < reading.position)
         if not len(behind):
             return reading.position
-        await self._step({source: reading.position}, {int(shard): NOTHING for shard in behind})
+        await self.step({source: reading.position}, {int(shard): NOTHING for shard in behind})
         return self._readings[source].position
 
     async def check(self, source: Source) -> int:
@@ -232,24 +220,25 @@ class Ingest:
             return (await self.positions([source]))[source]
         return self._readings[source].position
 
-    async def _step(self, followings: Mapping[Source, int], deltas: Mapping[int, Deltas]) -> None:
-        """Apply deltas to their shards. A guard that is not where we left it changes nothing, and sends us back to the guards.
+    async def step(self, followings: Mapping[Source, int], deltas: Mapping[int, Deltas]) -> dict[Source, int]:
+        """Apply deltas by shard: of each source all that the shard lacks from the source's position on, up to what follows.
 
-        So does a reading that began meanwhile: a store that lost writes must not be taken to hold what came before this step.
+        A guard that is not where we left it changes nothing, and sends us back to the guards. So does a reading that began meanwhile: a
+        store that lost writes must not be taken to hold what came before this step. Returns the offsets to read on from, as `apply`.
         """
         readings = {source: self._readings[source] for source in followings}
         for part in _parts([Step(shard, _moves(shard, readings, followings), found) for shard, found in deltas.items()]):
             standing = await self._write(part)
             is_anew = any(self._readings[source] is not reading for source, reading in readings.items())
             if is_anew or standing != [[move.following for move in step.moves] for step in part]:
-                await self.positions(list(followings))
-                return
+                return await self.positions(list(followings))
             # Noted part by part: if the store goes away now, what it took is not sent again, and shows as progress.
             for step in part:
                 for move in step.moves:
                     readings[move.source].guards[step.shard] = move.following
         for source, reading in readings.items():
             reading.position = followings[source]
+        return dict(followings)
 
     async def _write(self, part: Sequence[Step]) -> list[list[int]]:
         """Call the store. While it is slow calls take turns: two beside each other would take twice as long, and both miss their time."""

@@ -57,7 +57,8 @@ class RedisStore:
 
     def _lay_out(self, registry: Registry) -> None:
         self._registry = registry
-        self._apply = Script.of(lua_layouts(list(layouts(registry).values())) + (LUA / "apply.lua").read_text())
+        self._layouts: list[Layout] = list(layouts(registry).values())
+        self._apply = Script.of(lua_layouts(self._layouts) + (LUA / "apply.lua").read_text())
 
     def of(self, registry: Registry) -> Self:
         """As OnlineStore.of."""

@@ -1,6 +1,6 @@
 """Fills a generation from a log: the past through the same functions as live ingest, with nobody waiting for it.
 
-    generation's guards -> where to read on from -> many batches at once -> decode -> apply, and so move the guards
+    generation's guards -> where to read on from -> batches, decoded and summed -> a call to the store, which moves the guards
 
 Whoever is killed and comes back reads on from the guards; so does whoever finds that another rebuild of the same generation moved them.
 A generation that begins later than its log has its guards moved there before anything else, so that they say it for ever.
@@ -10,26 +10,31 @@ What is no event is in dead-letters already: here it is only counted. Repeats ar
 import asyncio
 import heapq
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
+from online_store.bulk.gathering import Gathered
 from online_store.deltas import NOTHING, Deltas
 from online_store.ingest import Ingest
 from online_store.keys import Generation
+from online_store.record import layouts
 from online_store.sources.decoded import Decoded
 from online_store.store import Move, OnlineStore, Step
 from replay.log import ReadableLog
-from schemas.columnar.log import LogColumns, joined
 from schemas.errors import GenerationError
 from schemas.topics import SOURCES, Batch, Source
 
-#: Events that go to the store together: it touches each record once however often it comes. At 25,000 half a record is touched an event, at
-#: 400,000 a quarter, and that is what the store's time goes to. Two calls are in memory, some 800 bytes an event each.
-CALL_EVENTS_MAX = 400_000
+#: Records that a call to the store touches. More would touch fewer an event, and take more memory: what a call adds takes some 800 bytes a
+#: record, two calls are in memory, and the store does nothing else while it writes a shard's part of them (10 ms for 3,000).
+CALL_RECORDS_MAX = 200_000
+#: What it adds to them (rows of tiles), and events of one that touches few: what a kill throws away is a few seconds.
+CALL_ROWS_MAX = 2_000_000
+CALL_EVENTS_MAX = 2_000_000
+#: Events that are taken apart together, some 500 bytes each; the first call is as small, so that something is seen at once.
+BATCH_EVENTS_MAX = 100_000
 
 
 class Progress(NamedTuple):
@@ -60,9 +65,13 @@ class Filled:
 
     def count(self, decoded: Decoded) -> None:
         """One batch more."""
-        self.events += decoded.good_count
-        self.dead_letters += decoded.bad_count
-        self.repeats += decoded.repeats_count
+        self.add(Filled(decoded.good_count, decoded.bad_count, decoded.repeats_count))
+
+    def add(self, other: "Filled") -> None:
+        """What was done beside it."""
+        self.events += other.events
+        self.dead_letters += other.dead_letters
+        self.repeats += other.repeats
 
 
 async def begin_at(store: OnlineStore, generation: Generation, starts: Mapping[Source, int]) -> None:
@@ -106,13 +115,15 @@ async def _read(ingest: Ingest, log: ReadableLog, ends: Mapping[Source, int], fi
     positions = await ingest.positions(list(ends))
     starts = {source: start for source, start in positions.items() if ingest.lowest_guard(source) < ends[source]}
     done, left = 0, sum(ends[source] - start for source, start in starts.items())
-    calls = _calls(_in_time(log, {source: starts.get(source, ends[source]) for source in ends}))
+    batches = _in_time(log, {source: starts.get(source, ends[source]) for source in ends})
+    assert ingest.generation is not None, "positions() took it on"
+    gathered, events_max = Gathered(layouts(ingest.registry), ingest.generation), min(BATCH_EVENTS_MAX, CALL_EVENTS_MAX)
     applying: asyncio.Task[bool] | None = None
     try:
-        while call := await asyncio.to_thread(_made, ingest, calls):
+        while call := await asyncio.to_thread(_gathered, ingest, gathered, batches, events_max):
             if applying and not await applying:
                 return False
-            done += sum(one.batch.following - one.batch.start for one in call.batches)
+            done, events_max = done + call.offsets_count, min(2 * events_max, CALL_EVENTS_MAX)
             shown(done, max(left - done, 0))
             applying = asyncio.create_task(_apply(ingest, call, filled))
         return applying is None or await applying
@@ -124,49 +135,58 @@ async def _read(ingest: Ingest, log: ReadableLog, ends: Mapping[Source, int], fi
 def _in_time(log: ReadableLog, starts: Mapping[Source, int]) -> Iterator[Batch]:
     """What stands in all topics, the oldest first: what happened together reaches the store together."""
     wanted = [{source.partition: start for source, start in starts.items() if source.topic == topic.name} for topic in SOURCES]
-    topics = [log.read(topic, partitions, CALL_EVENTS_MAX) for topic, partitions in zip(SOURCES, wanted, strict=True) if partitions]
+    topics = [log.read(topic, partitions, BATCH_EVENTS_MAX) for topic, partitions in zip(SOURCES, wanted, strict=True) if partitions]
     return heapq.merge(*topics, key=lambda batch: batch.records[0].timestamp)
 
 
-def _calls(batches: Iterator[Batch]) -> Iterator[list[Batch]]:
-    """Batches for one call to the store: one a source."""
-    call: dict[Source, list[Batch]] = defaultdict(list)
-    events_count = 0
-    for batch in batches:
-        if call and events_count + len(batch.records) > CALL_EVENTS_MAX:
-            yield list(map(_joined, call.values()))
-            call, events_count = defaultdict(list), 0
-        call[batch.source].append(batch)
-        events_count += len(batch.records)
-    if call:
-        yield list(map(_joined, call.values()))
+@dataclass(slots=True)
+class Call:
+    """One call to the store, made while the store has the one before it.
+
+    followings, deltas: of events. profiles: what else there was. filled: what it counts for. is_whole: whether each batch followed the one
+    before it.
+    """
+
+    followings: dict[Source, int] = field(default_factory=dict)
+    deltas: dict[int, Deltas] = field(default_factory=dict)
+    profiles: list[Decoded] = field(default_factory=list)
+    filled: Filled = field(default_factory=Filled)
+    offsets_count: int = 0
+    is_whole: bool = True
 
 
-def _joined(batches: list[Batch]) -> Batch:
-    """Batches of one source that follow one another, as one."""
-    first = batches[0]
-    columns = [batch.records for batch in batches if isinstance(batch.records, LogColumns)]
-    if len(columns) == len(batches):
-        return Batch(first.source, joined(columns), first.start)
-    return Batch(first.source, [record for batch in batches for record in batch.records], first.start)
-
-
-class Call(NamedTuple):
-    """One call to the store, made while the store has the one before it."""
-
-    batches: list[Decoded]
-    deltas: dict[int, Deltas]
-
-
-def _made(ingest: Ingest, calls: Iterator[list[Batch]]) -> Call | None:
+def _gathered(ingest: Ingest, gathered: Gathered, batches: Iterator[Batch], events_max: int) -> Call | None:
     """The next call; None behind the last one."""
-    batches = [ingest.decode(batch) for batch in next(calls, [])]
-    return Call(batches, ingest.ahead(batches)) if batches else None
+    call = Call()
+    for batch in batches:
+        _take(call, ingest.decode(batch), gathered)
+        is_large = gathered.entities_count >= CALL_RECORDS_MAX or gathered.rows_count >= CALL_ROWS_MAX
+        if is_large or call.offsets_count >= events_max or not call.is_whole:
+            break
+    call.deltas = gathered.deltas()
+    gathered.clear()
+    return call if call.offsets_count else None
+
+
+def _take(call: Call, decoded: Decoded, gathered: Gathered) -> None:
+    """One batch more. What its events add is gathered, so they need not be held."""
+    call.offsets_count += decoded.batch.following - decoded.batch.start
+    if decoded.reading is None:
+        call.is_whole = False
+    elif decoded.events is None:
+        call.profiles.append(decoded)
+    else:
+        gathered.add(decoded.events, decoded.reading.guards)
+        call.followings[decoded.batch.source] = decoded.batch.following
+        call.filled.count(decoded)
 
 
 async def _apply(ingest: Ingest, call: Call, filled: Filled) -> bool:
     """Returns whether all of it was applied by us."""
-    positions = await ingest.apply(*call)
-    for decoded in call.batches:
+    is_done = await ingest.step(call.followings, call.deltas) == call.followings and call.is_whole
+    filled.add(call.filled)
+    for decoded in call.profiles:
+        positions = await ingest.apply([decoded])
         filled.count(decoded)
-    return all(positions[decoded.batch.source] == decoded.batch.following for decoded in call.batches)
+        is_done = is_done and positions[decoded.batch.source] == decoded.batch.following
+    return is_done

@@ -22,9 +22,9 @@ from compose.replay.arguments import SOURCE
 from compose.replay.beginning import beginning
 from compose.replay.sources import chosen, lake_of
 from compose.settings import Settings
+from online_store.bulk.stores import BulkRedisStore
 from online_store.ingest import Ingest
 from online_store.keys import Generation
-from online_store.redis import RedisStore
 from online_store.store import OnlineStore
 from replay.log import KafkaLog, ReadableLog
 from replay.rebuild import Filled, begin_at, fill
@@ -74,7 +74,7 @@ def rebuild(settings: Settings, arguments: argparse.Namespace) -> Result:
 
 
 async def _rebuild(settings: Settings, arguments: argparse.Namespace, bar: Progress) -> Result:
-    store = RedisStore(settings.store_url, settings.features, STORE_S, settings.store_tls)
+    store = BulkRedisStore(settings.store_url, settings.features, STORE_S, settings.store_tls)
     kafka = KafkaLog(settings.kafka_bootstrap, settings.topic_prefix, settings.kafka_security)
     begun_s = time.monotonic()
     try:

@@ -81,26 +81,6 @@ class LogColumns(Sequence[StoredRecord]):
             at += max(length, 0)
 
 
-def joined(parts: Sequence[LogColumns]) -> LogColumns:
-    """Records of one partition that follow one another, as one."""
-    if len(parts) == 1:
-        return parts[0]
-    starts = np.cumsum([0, *(len(part.text) for part in parts)])[:-1]
-    spans = [part.spans for part in parts]
-    return LogColumns(
-        parts[0].topic,
-        parts[0].partition,
-        b"".join(part.text for part in parts),
-        Spans(
-            np.concatenate([one.offset for one in spans]),
-            np.concatenate([one.timestamp for one in spans]),
-            np.concatenate([one.words + np.array([start, 0]) for one, start in zip(spans, starts, strict=True)], axis=1),
-            np.concatenate([one.headers + start for one, start in zip(spans, starts, strict=True)]),
-            np.concatenate([one.named for one in spans]),
-        ),
-    )
-
-
 def read_batches(text: bytes, batches: Sequence[RecordBatch], first_offset: int, header: bytes) -> Spans | None:
     """The records of batches from an offset on; None where one is not as the format says. header: the name to look for."""
     rows = sum(batch.records_count for batch in batches)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from redis import asyncio as client
 
 from compose.stack.local import store_answers, store_command
+from online_store.bulk.stores import BulkMemoryStore, BulkRedisStore
 from online_store.deltas import NOTHING, Deltas
 from online_store.keys import Entity, Generation, Pointer, answer_key, guard_key, record_key, shard_of
 from online_store.memory import MemoryStore
@@ -51,18 +52,30 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("empty_url", sorts, indirect=True)
 
 
+@pytest.fixture(params=["merged there", "merged here"])
+def is_bulk(request: pytest.FixtureRequest) -> bool:
+    """Whether steps are merged by the store or by its caller."""
+    return bool(request.param == "merged here")
+
+
+def redis_of(url: str, *, is_bulk: bool = False, timeout_s: float = 5.0) -> RedisStore:
+    """A store on servers; one that merges here does so however few records there are."""
+    return BulkRedisStore(url, REGISTRY, timeout_s, keys_min=0) if is_bulk else RedisStore(url, REGISTRY, timeout_s)
+
+
 @pytest.fixture
-async def store(empty_url: str) -> AsyncIterator[OnlineStore]:
+async def store(empty_url: str, is_bulk: bool) -> AsyncIterator[OnlineStore]:  # noqa: FBT001  # pytest hands fixtures over by name
     """An empty store of each sort."""
-    made: OnlineStore = RedisStore(empty_url, REGISTRY) if empty_url else MemoryStore(REGISTRY)
+    memory: type[MemoryStore] = BulkMemoryStore if is_bulk else MemoryStore
+    made: OnlineStore = redis_of(empty_url, is_bulk=is_bulk) if empty_url else memory(REGISTRY)
     yield made
     await made.close()
 
 
 @pytest.fixture
-async def redis_store(empty_url: str) -> AsyncIterator[RedisStore]:
+async def redis_store(empty_url: str, is_bulk: bool) -> AsyncIterator[RedisStore]:  # noqa: FBT001  # as above
     """An empty store on servers of each sort."""
-    made = RedisStore(empty_url, REGISTRY)
+    made = redis_of(empty_url, is_bulk=is_bulk)
     yield made
     await made.close()
 

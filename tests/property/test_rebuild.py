@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from online_store.bulk.stores import BulkMemoryStore
 from online_store.ingest import Ingest
 from online_store.keys import Entity, Generation, entity_of
-from online_store.memory import MemoryStore
 from online_store.store import OnlineStore, Step
 from replay import rebuild
 from schemas.errors import StoreAwayError
@@ -48,7 +48,7 @@ class Read:
                 position = found.following
 
 
-class MortalStore(MemoryStore):
+class MortalStore(BulkMemoryStore):
     """A store whose caller dies at its n-th step, before or after it is done; further lives are longer."""
 
     def __init__(self) -> None:
@@ -98,6 +98,7 @@ async def test_a_rebuilt_generation_is_the_live_one(log: Log, call_events: int, 
     store = MortalStore()
     await replay(log, store, repeat_offsets=repeat_offsets)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rebuild, "BATCH_EVENTS_MAX", call_events)
         patch.setattr(rebuild, "CALL_EVENTS_MAX", call_events)
         await rebuilt(store, log, repeat_offsets=repeat_offsets)
 
@@ -116,6 +117,7 @@ async def test_a_rebuild_that_is_killed_and_resumed_is_exact(
     """Killed before or after any step of a shard, as often as drawn: each life goes on at the guards, and the end is the oracle's."""
     store = MortalStore()
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rebuild, "BATCH_EVENTS_MAX", call_events)
         patch.setattr(rebuild, "CALL_EVENTS_MAX", call_events)
         await rebuilt(store, log, lives, repeat_offsets)
 

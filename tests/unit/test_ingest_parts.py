@@ -80,22 +80,6 @@ async def test_what_the_store_took_is_not_sent_again(log: Logs, monkeypatch: pyt
     assert await dump(store) == await replayed(log)
 
 
-async def test_what_was_made_ahead_is_not_sent_again_either(log: Logs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call that the store took a part of is made anew from what is left."""
-    monkeypatch.setattr("online_store.ingest.KEYS_MAX", 10)
-    store = Tiring(3)
-    ingest = Ingest(store, REGISTRY)
-    await ingest.positions([Source("impressions", 0)])
-    decoded = [ingest.decode(batch([stored(impression(f"u{number}", f"i{number}"), number) for number in range(50)]))]
-    ahead = ingest.ahead(decoded)
-    with pytest.raises(StoreAwayError):
-        await ingest.apply(decoded, ahead)
-    store.left = 100
-    await ingest.apply(decoded, ahead)
-
-    assert await dump(store) == await replayed(log)
-
-
 @pytest.mark.parametrize(("slow_s", "at_once"), [(0.01, 1), (60.0, 2)])
 async def test_beside_a_slow_store_calls_take_turns(slow_s: float, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two batches are with a store that keeps up at the same time; one after the other with a store whose last call was slow."""

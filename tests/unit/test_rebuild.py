@@ -17,12 +17,10 @@ from replay.files import FileLog
 from replay.log import Message
 from replay.rebuild import Progress, begin_at, fill
 from schemas import codec
-from schemas.columnar.log import LogColumns, joined
 from schemas.errors import GenerationError, SettingsError
 from schemas.features import REGISTRY
 from schemas.records import Event
-from schemas.topics import CLICKS, IMPRESSIONS, SOURCES, Source
-from tests.lakes import SunkLog
+from schemas.topics import CLICKS, SOURCES, Source
 from tests.property.test_rebuild import Read, records
 from tests.worlds import NOW_MS, Log, click, impression, replay, topic_of
 
@@ -125,25 +123,28 @@ async def test_records_that_are_none_are_counted(tmp_path: Path) -> None:
     assert await filled(MemoryStore(REGISTRY), log) == rebuild.Filled(1, 3, 0)
 
 
-async def test_calls_keep_their_bound(log: FileLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So memory does; batches of one source that follow one another are one, for the store takes one a source."""
-    monkeypatch.setattr(rebuild, "CALL_EVENTS_MAX", 4)
-    starts = {Source(topic.name, partition): 0 for topic in (IMPRESSIONS, CLICKS) for partition in range(2)}
-    calls = list(rebuild._calls(rebuild._in_time(log, starts)))  # noqa: SLF001  # what is bounded is seen nowhere else
-    sources = [[batch.source for batch in call] for call in calls]
-
-    assert [sum(len(batch.records) for batch in call) for call in calls] == [4, 4, 2]
-    assert [len(set(one)) for one in sources] == [len(one) for one in sources]
-
-
-async def test_who_looks_is_told_how_far_it_is(log: FileLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Events done and left, call by call."""
-    monkeypatch.setattr(rebuild, "CALL_EVENTS_MAX", 4)
+async def shown(log: FileLog) -> list[Progress]:
+    """What is told of a rebuild."""
     store, seen = MemoryStore(REGISTRY), list[Progress]()
     await store.register(TARGET, REGISTRY)
     await fill(Ingest(store, REGISTRY, target=TARGET), log, seen.append)
+    return seen
 
-    assert [(at.done, at.left) for at in seen] == [(4, 6), (8, 2), (10, 0)]
+
+@pytest.mark.parametrize("bound", ["CALL_RECORDS_MAX", "CALL_ROWS_MAX", "CALL_EVENTS_MAX"])
+async def test_calls_keep_their_bounds(log: FileLog, monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
+    """So memory does: no call takes another batch once there is enough of anything."""
+    monkeypatch.setattr(rebuild, "BATCH_EVENTS_MAX", 1)
+    monkeypatch.setattr(rebuild, bound, 1)
+
+    assert [at.done for at in await shown(log)] == list(range(1, 11))
+
+
+async def test_who_looks_is_told_how_far_it_is(log: FileLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events done and left, call by call; each has twice as many as the one before."""
+    monkeypatch.setattr(rebuild, "BATCH_EVENTS_MAX", 1)
+
+    assert [(at.done, at.left) for at in await shown(log)] == [(1, 9), (3, 7), (7, 3), (10, 0)]
     assert (Progress(400, 200, 2.0).events_per_s, Progress(400, 200, 2.0).seconds_left) == (200.0, 1.0)
 
 
@@ -168,6 +169,7 @@ async def test_another_rebuild_of_the_same_generation_does_no_harm(monkeypatch: 
     found = Log()
     for event in range(24):
         found.add(impression(f"u{event % 5}", request_id=f"r{event}"), partition=event % 2)
+    monkeypatch.setattr(rebuild, "BATCH_EVENTS_MAX", 6)
     monkeypatch.setattr(rebuild, "CALL_EVENTS_MAX", 6)
 
     async def rival() -> None:
@@ -184,41 +186,6 @@ async def test_another_rebuild_of_the_same_generation_does_no_harm(monkeypatch: 
     await fill(Ingest(store, REGISTRY, repeat_offsets=0, target=TARGET), Read(found))
 
     assert await records(store, TARGET) == await records(alone, Generation(1, REGISTRY.fingerprint))
-
-
-async def test_what_was_made_ahead_is_used_whole_or_not_at_all() -> None:
-    """It has the events of a source in it that somebody else applied meanwhile: they are not counted once more."""
-    found = Log()
-    for event in range(6):
-        found.add(impression("u", request_id=f"r{event}"), partition=event % 2)
-    store, alone = MemoryStore(REGISTRY), MemoryStore(REGISTRY)
-    await replay(found, alone)
-    await store.register(TARGET, REGISTRY)
-    ingest, other = (Ingest(store, REGISTRY, repeat_offsets=0, target=TARGET) for _ in range(2))
-    for one in (ingest, other):
-        await one.positions(found.sources)
-    batches = [batch for source in found.sources if (batch := found.fetch(source, 0, 9))]
-    decoded = [ingest.decode(batch) for batch in batches]
-    ahead = ingest.ahead(decoded)
-    await other.apply([other.decode(batches[1])])
-    await other.settle(found.sources[1])
-    await ingest.positions([found.sources[1]])
-    await ingest.apply(decoded, ahead)
-
-    assert await records(store, TARGET) == await records(alone, Generation(1, REGISTRY.fingerprint))
-
-
-def test_columns_that_follow_one_another_are_joined(tmp_path: Path) -> None:
-    """As if they had been read at once: keys, values and headers lie in one text."""
-    lake = SunkLog(tmp_path, 1)
-    for day in range(3):
-        at_ms = NOW_MS + day * 24 * HOUR_MS
-        sent = [Message(b"u%d" % number, None if number == 2 else b"v%d" % day, at_ms, (("h", b"%d" % number),)) for number in range(4)]
-        lake.append(IMPRESSIONS, sent)
-    days = [batch.records for batch in lake.read(IMPRESSIONS) if isinstance(batch.records, LogColumns)]
-
-    assert len(days) == 3
-    assert list(joined(days)) == [record for day in days for record in day]
 
 
 def test_offsets_are_named_by_source(log: FileLog, tmp_path: Path) -> None:
