@@ -15,8 +15,10 @@ from online_store.store import OnlineStore
 from ranker import metrics
 from ranker.batch import Pipeline
 from ranker.bundle import Bundle
+from ranker.encode import Facts
 from schemas.errors import BundleError, GenerationError, SettingsError, StoreError
 from schemas.features import Registry
+from schemas.records import Degraded, RankRequest
 
 #: Finds the bundle of a model_version for a registry, the newest that fits if it is empty; and a snapshot that fits, if there is one.
 Find = Callable[[Registry, str], tuple[Bundle, Snapshot | None]]
@@ -36,6 +38,12 @@ class Served(NamedTuple):
 
     pipeline: Pipeline
     generation: Generation | None
+
+    def facts(self, request: RankRequest, degraded: Degraded) -> Facts:
+        """What the answer to a request says besides its items."""
+        manifest, name = self.pipeline.manifest, self.generation.name if self.generation else ""
+        named = (manifest.model_version, manifest.feature_version, name, degraded, "default")
+        return Facts(request.request_id, request.user_id, *named, request.ts_ms, request.tenant)
 
 
 class Current:
