@@ -74,6 +74,7 @@ class Pipeline:
         self._ctr_at = longest_ctr_at(registry)
         #: From columns by kind to columns of the matrix.
         self._order = np.argsort([place for kind in (ITEM, USER, REQUEST) for place in registry.places[kind]])
+        self._shared_order = np.argsort([place for kind in (USER, REQUEST) for place in registry.places[kind]])
         _ = self.rank([_nobodys(["nothing"], 0)], self._reader.unknown(1))[0].items.written
 
     def fits(self, pointer: Pointer) -> bool:
@@ -167,23 +168,26 @@ class Pipeline:
 
     def _raw(self, batch: Sequence[Asked], known: Read) -> NDArray[np.float32]:
         """The model's scores of all candidates. Where it folds, what rows of a request share is all that is needed besides their words."""
-        numbers = np.arange(len(batch))
         if self._scorer.is_folding:
             with metrics.VECTOR.time():
-                firsts = self._matrix(batch, known, known.starts[:-1], numbers)
+                shared = self._shared(batch, known)[:, self._shared_order]
             with metrics.SCORE.time():
-                return self._scorer.score(known.words, firsts, known.starts)
+                return self._scorer.score(known.words, shared, known.starts)
         with metrics.VECTOR.time():
-            matrix = self._matrix(batch, known, np.arange(len(known.items)), np.repeat(numbers, np.diff(known.starts)))
+            of = np.repeat(np.arange(len(batch)), np.diff(known.starts))
+            matrix = self._matrix(batch, known, np.arange(len(known.items)), of)
         with metrics.SCORE.time():
             return self._scorer.by_runtime(matrix)
 
     def _matrix(self, batch: Sequence[Asked], known: Read, rows: NDArray[np.int64], of: NDArray[np.int64]) -> NDArray[np.float32]:
         """As Registry.vector, of some candidates: float32 [n, features]. rows: int64 [n], which; of: int64 [n], each one's request."""
-        parts = [known.items[VECTOR][rows], known.users[of]]
-        if self._registry.places[REQUEST]:
-            parts.append(np.stack([self._registry.context_row(asked.request.context) for asked in batch])[of])
-        return np.concatenate(parts, axis=1)[:, self._order]
+        return np.concatenate((known.items[VECTOR][rows], self._shared(batch, known)[of]), axis=1)[:, self._order]
+
+    def _shared(self, batch: Sequence[Asked], known: Read) -> NDArray[np.float32]:
+        """What rows of a request have in common, float32 [r, features]: the user's columns, then the request's own."""
+        if not self._registry.places[REQUEST]:
+            return known.users
+        return np.concatenate((known.users, [self._registry.context_row(asked.request.context) for asked in batch]), axis=1)
 
     def _slate(self, asked: Asked, number: int, known: Read, scores: Scores) -> Slate:
         rows = slice(int(known.starts[number]), int(known.starts[number + 1]))

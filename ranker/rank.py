@@ -100,8 +100,7 @@ class Ranker:
         if call is None:
             asked = Asked(request, list(dict.fromkeys(request.candidate_item_ids)))
             call = self._calls[key] = Call(asked, key, received_s)
-        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        call.waiting.append(answered)
+        answered = call.join()
         self._limit(call, received_s, request.deadline_ms or self.budgets.total_ms)
         if is_new:
             self._begin(call)
@@ -156,10 +155,16 @@ class Ranker:
             self._run_out(call)
 
     def _run_out(self, call: Call) -> None:
-        """Its time is over. One that was not even read for gets what costs least: there are too many, or it came too late."""
-        if call.is_read:
+        """The time for its slate is over. One that was not even read for gets what costs least: there are too many, or it came too late.
+
+        Most are answered by then, so an answer has no timer of its own before.
+        """
+        call.wait(None)
+        if call.ours is not None:
+            self._wait(call)
+        elif call.is_read and not call.is_settled:
             self._fall_back([call], "deadline")
-        else:
+        elif not call.is_settled:
             self._shed(call, "deadline")
 
     def _shed(self, call: Call, cause: str) -> None:
@@ -185,7 +190,7 @@ class Ranker:
     def _is_wanted(self, call: Call) -> bool:
         """Whether it lacks a slate and somebody waits for it. One that nobody waits for any more ends here."""
         if not call.is_settled and not call.is_awaited:
-            call.settle()
+            call.drop()
             del self._calls[call.key]
         return not call.is_settled
 
@@ -238,7 +243,7 @@ class Ranker:
         """These slates are the answers, of those that are wanted."""
         for call, slate in zip(batch, ranked, strict=True):
             if self._is_wanted(call):
-                call.settle()
+                call.is_settled = True
                 if not self._settled:
                     self._go(self._keep())
                 self._settled.append((call, slate))
@@ -261,7 +266,8 @@ class Ranker:
         """What holds of our answers. One whose time is over meanwhile goes out as it is, and does not hurry the others."""
         for call, answer in zip(calls, ours, strict=True):
             call.ours = answer
-            self._wait(call)
+            if call.timer is None:
+                self._wait(call)
         answers = [(call.key, answer.response) for call, answer in zip(calls, ours, strict=True)]
         left_s = max(call.deadline_s for call in calls) - time.perf_counter()
         # A store that is left alone would hold up each of these answers for as long as they can wait.
@@ -281,7 +287,7 @@ class Ranker:
         call.answer(answer)
 
     def _encoded(self, call: Call, ranked: Ranked, now_s: float) -> Answer:
-        metrics.REQUESTS.labels(ranked.degraded).inc()
+        metrics.requests(ranked.degraded).inc()
         facts = self._served(call).facts(call.asked.request, ranked.degraded)
         said = Said(ranked.items, facts, round((now_s - call.received_s) * 1000, 3))
         return Answer(encode.response(*said), encode.telemetry(ranked.items, facts, ranked.stale_ms, ranked.applied), said)

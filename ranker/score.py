@@ -79,15 +79,15 @@ class Scorer:
         assert self._ensemble is not None, "it folds nothing"
         kernel.fold_into(self._ensemble, columns, self._own, words)
 
-    def score(self, folded: kernel.Words, firsts: Floats, starts: NDArray[np.int64]) -> Floats:
+    def score(self, folded: kernel.Words, shared: Floats, starts: NDArray[np.int64]) -> Floats:
         """Return the scores, float32 [n], of n rows of r requests by bit vectors.
 
-        folded: uint64 [n, T or more], what `fold` says of the rows; more is not looked at. firsts: float32 [r, F], a row a request, NaN is
-        missing. starts: int64 [r + 1], where each request's rows begin. Raises BundleError when F is not the model's number of columns.
+        folded: uint64 [n, T or more], what `fold` says of the rows; more is not looked at. shared: float32 [r, columns that are not own], a
+        row a request, NaN is missing. starts: int64 [r + 1], where each request's rows begin.
         """
         assert self._ensemble is not None, "it folds nothing"
-        self._check(firsts)
-        return kernel.score(self._ensemble, folded, kernel.fold(self._ensemble, firsts[:, self._shared], self._shared), starts)
+        assert shared.shape[1] == len(self._shared), shared.shape
+        return kernel.score(self._ensemble, folded, kernel.fold(self._ensemble, shared, self._shared), starts)
 
     def by_runtime(self, matrix: Floats) -> Floats:
         """As `score`, by ONNX Runtime; a row's score does not depend on the rows beside it."""

@@ -68,6 +68,12 @@ class Call:
         """Whether somebody waits for it still."""
         return not all(future.done() for future in self.waiting)
 
+    def join(self) -> asyncio.Future[Answer]:
+        """Wait for it."""
+        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self.waiting.append(answered)
+        return answered
+
     def answer(self, answer: Answer) -> None:
         """Tell all who wait."""
         self.is_answered = True
@@ -75,8 +81,8 @@ class Call:
             if not future.done():
                 future.set_result(answer)
 
-    def settle(self) -> None:
-        """Nothing else will be its answer."""
+    def drop(self) -> None:
+        """Nothing will be its answer."""
         self.is_settled = True
         self.wait(None)
 
