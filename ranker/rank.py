@@ -26,7 +26,7 @@ from ranker.served.current import Current, Find, Served, no_other
 from ranker.slate.rules import NO_RULES, Rules
 from schemas.errors import BundleError, StoreError
 from schemas.features import Registry
-from schemas.records import Degraded, RankRequest
+from schemas.records import RankRequest
 
 __all__ = ["Answer", "Ranker"]
 
@@ -116,11 +116,7 @@ class Ranker:
 
         Raises StoreError and TimeoutError where it would fall back for the store, BundleError where it would for the model.
         """
-        asked, served = Asked(request, list(dict.fromkeys(request.candidate_item_ids))), self._current.served
-        known = await served.pipeline.read(served.generation, [asked])
-        facts = served.facts(request, Degraded.NONE)
-        named = ("request_id", "user_id", "model_version", "feature_version", "generation", "ts_ms")
-        return {name: getattr(facts, name) for name in named} | served.pipeline.explain(asked, known)
+        return await self._current.served.explain(request)
 
     def _begin(self, call: Call) -> None:
         if self._is_full():

@@ -7,7 +7,7 @@ has loaded, compiled and read what is popular, requests are ranked as before, fr
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from online_store.keys import Generation, Pointer
 from online_store.snapshot.file import Snapshot
@@ -16,6 +16,7 @@ from ranker import metrics
 from ranker.batch import Pipeline
 from ranker.bundle import Bundle
 from ranker.encode import Facts
+from ranker.reads.reader import Asked
 from schemas.errors import BundleError, GenerationError, SettingsError, StoreError
 from schemas.features import Registry
 from schemas.records import Degraded, RankRequest
@@ -44,6 +45,14 @@ class Served(NamedTuple):
         manifest, name = self.pipeline.manifest, self.generation.name if self.generation else ""
         named = (manifest.model_version, manifest.feature_version, name, degraded, "default")
         return Facts(request.request_id, request.user_id, *named, request.ts_ms, request.tenant)
+
+    async def explain(self, request: RankRequest) -> dict[str, Any]:
+        """As Ranker.explain."""
+        asked = Asked(request, list(dict.fromkeys(request.candidate_item_ids)))
+        known = await self.pipeline.read(self.generation, [asked])
+        facts = self.facts(request, Degraded.NONE)
+        named = ("request_id", "user_id", "model_version", "feature_version", "generation", "ts_ms")
+        return {name: getattr(facts, name) for name in named} | self.pipeline.explain(asked, known)
 
 
 class Current:
