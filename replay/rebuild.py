@@ -115,7 +115,9 @@ async def _read(ingest: Ingest, log: ReadableLog, ends: Mapping[Source, int], fi
     positions = await ingest.positions(list(ends))
     starts = {source: start for source, start in positions.items() if ingest.lowest_guard(source) < ends[source]}
     done, left = 0, sum(ends[source] - start for source, start in starts.items())
-    batches = _in_time(log, {source: starts.get(source, ends[source]) for source in ends})
+    in_time = _in_time(log, {source: starts.get(source, ends[source]) for source in ends})
+    # What came since to a source that had everything follows on nothing that was read here.
+    batches = (batch for batch in in_time if batch.source in starts)
     assert ingest.generation is not None, "positions() took it on"
     gathered, events_max = Gathered(layouts(ingest.registry), ingest.generation), min(BATCH_EVENTS_MAX, CALL_EVENTS_MAX)
     applying: asyncio.Task[bool] | None = None

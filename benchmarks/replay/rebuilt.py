@@ -1,6 +1,7 @@
 """Real `millstream replay rebuild` commands into an emptied store, from the first applied batch to the last.
 
-Progress is what the guards say. Imports, loading of compiled functions and joining the group are the warm-up, as in benchmarks/ingest.
+Progress is what all guards of a source say: a call goes to the store in parts, and the furthest guard tells of the first one. Imports,
+loading of compiled functions and joining the group are the warm-up, as in benchmarks/ingest.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ from typing import Any
 
 from benchmarks import log, machine
 from benchmarks.feed import Feed
-from benchmarks.ingest.millstream import LOOK_S, RUN_S, Look, applied, look, rates
+from benchmarks.ingest.millstream import LOOK_S, RUN_S, Look, look, rates
 from benchmarks.ingest.verify import wrong
 from benchmarks.stack import Stack
 from online_store.keys import Generation
@@ -97,7 +98,7 @@ async def _followed(stack: Stack, run: Run, process: subprocess.Popen[bytes]) ->
 async def _reached(stack: Stack, run: Run, wanted: int, process: subprocess.Popen[bytes]) -> Look:
     store, sources = RedisStore(stack.store_url, REGISTRY), list(log.ends(run.feed))
     deadline_s = time.monotonic() + RUN_S
-    while (events := await applied(store, TARGET, sources)) < wanted:
+    while (events := int((await store.guards(TARGET, sources)).min(axis=1).sum())) < wanted:
         if time.monotonic() > deadline_s or process.poll() is not None:
             raise MillstreamError(f"{events} of {wanted} events are applied:\n{_log(stack, run).read_text(errors='replace')[-4_000:]}")
         await asyncio.sleep(LOOK_S)

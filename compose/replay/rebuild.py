@@ -1,6 +1,6 @@
 """`millstream replay rebuild`: a generation is filled from the lake and from Kafka, and kept up to date until nobody needs it.
 
-    lake, up to its last offset -> Kafka, by the worker that live ingest is -> the live tail
+    lake, up to its last offset -> Kafka, up to where it ended then -> the live tail, by the worker that live ingest is
 
 Once the pointer names its generation, live ingest keeps that one: a rebuild then keeps the one before it up to date, so that a rollback is
 instant, and ends when that one is dropped or there is none.
@@ -20,6 +20,7 @@ from rich.progress import Progress
 
 from compose.replay.arguments import SOURCE
 from compose.replay.beginning import beginning
+from compose.replay.columns import ColumnLog
 from compose.replay.sources import chosen, lake_of
 from compose.settings import Settings
 from online_store.bulk.stores import BulkRedisStore
@@ -52,9 +53,6 @@ ARGUMENTS: tuple[tuple[str, dict[str, Any]], ...] = (
         {"action": "store_true", "help": "end with exit code 0 once nothing is left, instead of going on at the live tail"},
     ),
 )
-#: Bytes that one answer of the broker holds while a generation is filled: six times as much as live, for nobody waits, and larger batches
-#: touch fewer records an event. Some three times as much are in memory for each batch under way.
-PARTITION_BYTES_MAX = 48 << 20
 #: How long a call to the store may take (seconds): a call of a rebuild is larger than those of live ingest.
 STORE_S = 30.0
 #: How often the pointer, the registrations and the lag are looked at (seconds).
@@ -79,27 +77,30 @@ async def _rebuild(settings: Settings, arguments: argparse.Namespace, bar: Progr
     begun_s = time.monotonic()
     try:
         generation, registry = await _chosen(store, settings.features, arguments.generation)
-        lake = lake_of(settings, arguments.source)
+        lake, past = lake_of(settings, arguments.source), Filling(settings, store.of(registry), registry, generation, bar)
         await begin_at(store, generation, await asyncio.to_thread(beginning, arguments.begin, chosen(settings, arguments.source)))
-        filled = await _from_lake(settings, store.of(registry), registry, generation, lake, bar) if lake else Filled()
+        from_lake = await past.fill(lake, "the lake") if lake else Filled()
+        from_kafka = Filled()
         run = Following(settings, store, generation, registry, bar, until_caught_up=arguments.until_caught_up)
         if arguments.source != "lake":
             await _check_join(store, generation, kafka)
+            from_kafka = await past.fill(ColumnLog(settings.kafka_bootstrap, settings.topic_prefix, settings.kafka_security), "Kafka")
             await run.follow()
     finally:
         await store.close()
     seconds = time.monotonic() - begun_s
-    events = filled.events + run.events
+    of_kafka = from_kafka.events + run.events
+    events = from_lake.events + of_kafka
     return {
         "generation": generation.name,
         "feature_version": generation.feature_version,
         "events": events,
         "seconds": round(seconds, 1),
         "events_per_second": round(events / max(seconds, 1e-3)),
-        "dead_letters": filled.dead_letters + run.dead_letters,
-        "repeats": filled.repeats + run.repeats,
-        "from_lake": filled.events,
-        "from_kafka": run.events,
+        "dead_letters": from_lake.dead_letters + from_kafka.dead_letters + run.dead_letters,
+        "repeats": from_lake.repeats + from_kafka.repeats + run.repeats,
+        "from_lake": from_lake.events,
+        "from_kafka": of_kafka,
         "lag": run.lag,
         "exit_code": run.exit_code,
     }
@@ -119,13 +120,21 @@ async def _chosen(store: OnlineStore, features: Registry, name: str) -> tuple[Ge
     raise GenerationError(f"the store has no generation {name}, but {', '.join(one.name for one in known) or 'none'}. `new` makes one.")
 
 
-async def _from_lake(
-    settings: Settings, store: OnlineStore, registry: Registry, generation: Generation, lake: ReadableLog, bar: Progress
-) -> Filled:
-    task = bar.add_task("from the lake", total=None)
-    ids = schema_ids(settings.schema_registry_url)
-    ingest = Ingest(store, registry, ids, settings.repeat_offsets, generation)
-    return await fill(ingest, lake, lambda at: bar.update(task, completed=at.done, total=at.done + at.left))
+@dataclass(frozen=True, slots=True)
+class Filling:
+    """Fills a generation from logs, each from where the one before it ended."""
+
+    settings: Settings
+    store: OnlineStore
+    registry: Registry
+    generation: Generation
+    bar: Progress
+
+    async def fill(self, log: ReadableLog, name: str) -> Filled:
+        """Apply what a log holds up to its end as it is now."""
+        settings, task = self.settings, self.bar.add_task(f"{self.generation.name} from {name}", total=None)
+        ingest = Ingest(self.store, self.registry, schema_ids(settings.schema_registry_url), settings.repeat_offsets, self.generation)
+        return await fill(ingest, log, lambda at: self.bar.update(task, completed=at.done, total=at.done + at.left))
 
 
 async def _check_join(store: OnlineStore, generation: Generation, kafka: KafkaLog) -> None:
@@ -203,7 +212,6 @@ class Following:
             settings.topic_prefix,
             settings.schema_registry_url,
             repeat_offsets=settings.repeat_offsets,
-            partition_bytes_max=PARTITION_BYTES_MAX,
             security=settings.kafka_security,
         )
 
@@ -215,7 +223,7 @@ class Watch:
         """Nothing is seen yet."""
         self.is_caught_up = self.is_current = False
         self._of, self._worker, self._generation = of, worker, generation
-        self._task = of.bar.add_task(f"{generation.name} from Kafka", total=None)
+        self._task = of.bar.add_task(f"{generation.name} at the live tail", total=None)
         self._looked_s = self._current_s = self._changed_s = 0.0
         self._seen: tuple[int | None, int] = (None, 0)
 

@@ -16,9 +16,10 @@ from online_store.record import Layout
 from schemas.aggregates import COUNTERS, ENTITY_ID, adds
 from schemas.columnar.events import Events
 from schemas.columnar.grouping import Grouped, coarsened, sorted_by_shard
-from schemas.columnar.words import Buffer, hash64, xxh32
+from schemas.columnar.words import Buffer, hash64, same, xxh32
 
 Ints = NDArray[np.int64]
+Slots = NDArray[np.int32]
 Number = TypeVar("Number", np.int64, np.uint8)
 #: Columns of an entity: its hash, its place in kinds, its shard, where "tenant:id" stands in names.
 HASH, KIND, SHARD, NAME_AT, NAME_BYTES = range(5)
@@ -38,8 +39,8 @@ class Tables(NamedTuple):
     entities: Ints
     rows: Ints
     names: Buffer
-    entity_slots: NDArray[np.int32]
-    row_slots: NDArray[np.int32]
+    entity_slots: Slots
+    row_slots: Slots
 
 
 class Gathered:
@@ -123,7 +124,7 @@ def _grown(table: NDArray[Number], most: int) -> NDArray[Number]:
 
 
 @numba.njit(cache=True, nogil=True)
-def _place(entities: Ints, rows: Ints, entity_slots: NDArray[np.int32], row_slots: NDArray[np.int32]) -> None:
+def _place(entities: Ints, rows: Ints, entity_slots: Slots, row_slots: Slots) -> None:
     """Put what there is into slots that are free."""
     for entity in range(len(entities)):
         slot = entities[entity, HASH] & (len(entity_slots) - 1)
@@ -141,60 +142,83 @@ def _place(entities: Ints, rows: Ints, entity_slots: NDArray[np.int32], row_slot
 def _add(  # noqa: PLR0913  # compiled functions take arrays, not objects
     text: Buffer, ids: Ints, tenants: Ints, ts_ms: Ints, adds: Ints, offset: Ints, guards: Ints, tile_ms: Ints, tables: Tables, used: Ints
 ) -> None:
+    entities, rows, names, entity_slots, row_slots = tables
     for kind in range(ids.shape[0]):
+        entity, named, row = -1, -1, -1
         for event in range(ids.shape[1]):
             if ids[kind, event, 1] < 0:
                 continue
-            entity = _entity(text, kind, ids[kind, event], tenants[event], len(guards), tables, used)
-            if offset[event] < guards[tables.entities[entity, SHARD]]:
+            # A page's events stand together, and nearly all name one model: who was named just now is not looked for.
+            if named < 0 or not _is_same(text, ids, tenants, kind, named, event):
+                entity, row = _entity(text, kind, ids[kind, event], tenants[event], len(guards), entities, names, entity_slots, used), -1
+            named = event
+            if offset[event] < guards[entities[entity, SHARD]]:
                 continue
-            row = tables.rows[_row(entity, ts_ms[event] // tile_ms[kind], tables, used)]
-            row[LAST_MS] = max(row[LAST_MS], ts_ms[event])
-            for counter in range(adds.shape[1]):
-                row[ADDS + counter] += adds[event, counter]
+            tile = ts_ms[event] // tile_ms[kind]
+            if row < 0 or rows[row, TILE] != tile:
+                row = _row(entity, tile, rows, row_slots, used)
+            rows[row, LAST_MS] = max(rows[row, LAST_MS], ts_ms[event])
+            for counter in range(COUNTERS_COUNT):
+                rows[row, ADDS + counter] += adds[event, counter]
+
+
+@numba.njit(cache=True, inline="always")
+def _is_same(text: Buffer, ids: Ints, tenants: Ints, kind: int, a: int, b: int) -> bool:
+    """Whether two events name the same entity."""
+    length, tenant = ids[kind, a, 1], tenants[a, 1]
+    if length != ids[kind, b, 1] or tenant != tenants[b, 1]:
+        return False
+    return bool(same(text, ids[kind, a, 0], ids[kind, b, 0], length) and same(text, tenants[a, 0], tenants[b, 0], tenant))
 
 
 @numba.njit(cache=True, nogil=True)
-def _entity(text: Buffer, kind: int, word: Ints, tenant: Ints, shards: int, tables: Tables, used: Ints) -> int:
+def _entity(  # noqa: PLR0913  # as _add
+    text: Buffer, kind: int, word: Ints, tenant: Ints, shards: int, entities: Ints, names: Buffer, entity_slots: Slots, used: Ints
+) -> int:
     """The place of an entity, which may be new."""
-    value = hash64(text, word[0], word[1], np.uint64(kind))
-    if tenant[1]:
-        value = hash64(text, tenant[0], tenant[1], value)
-    hashed, mask = np.int64(value), len(tables.entity_slots) - 1
+    hashed, mask = _hashed(text, kind, word, tenant), len(entity_slots) - 1
     slot = hashed & mask
-    while tables.entity_slots[slot]:
-        entity = tables.entity_slots[slot] - 1
-        found = tables.entities[entity]
-        if found[HASH] == hashed and found[KIND] == kind and _is_name(tables.names, found[NAME_AT], found[NAME_BYTES], text, tenant, word):
+    while entity_slots[slot]:
+        entity = entity_slots[slot] - 1
+        is_found = entities[entity, HASH] == hashed and entities[entity, KIND] == kind
+        if is_found and _is_name(names, entities[entity, NAME_AT], entities[entity, NAME_BYTES], text, tenant, word):
             return int(entity)
         slot = (slot + 1) & mask
     entity, at = used[0], used[2]
     length = tenant[1] + 1 + word[1]
-    name = tables.names[at : at + length]
+    name = names[at : at + length]
     for place in range(tenant[1]):
         name[place] = text[tenant[0] + place]
     name[tenant[1]] = ord(":")
     for place in range(word[1]):
         name[tenant[1] + 1 + place] = text[word[0] + place]
-    new = tables.entities[entity]
+    new = entities[entity]
     new[HASH], new[KIND], new[SHARD], new[NAME_AT], new[NAME_BYTES] = hashed, kind, xxh32(name, length) & np.uint32(shards - 1), at, length
-    used[0], used[2], tables.entity_slots[slot] = entity + 1, at + length, entity + 1
+    used[0], used[2], entity_slots[slot] = entity + 1, at + length, entity + 1
     return int(entity)
+
+
+@numba.njit(cache=True, inline="always")
+def _hashed(text: Buffer, kind: int, word: Ints, tenant: Ints) -> np.int64:
+    value = hash64(text, word[0], word[1], np.uint64(kind))
+    if tenant[1]:
+        value = hash64(text, tenant[0], tenant[1], value)
+    return np.int64(value)
 
 
 @numba.njit(cache=True, inline="always")
 def _is_name(names: Buffer, at: int, length: int, text: Buffer, tenant: Ints, word: Ints) -> bool:
     """Whether "tenant:id" stands there."""
-    if length != tenant[1] + 1 + word[1]:
+    if length != tenant[1] + 1 + word[1] or names[at + tenant[1]] != ord(":"):
         return False
     for place in range(tenant[1]):
         if names[at + place] != text[tenant[0] + place]:
             return False
     after = at + tenant[1] + 1
-    for place in range(word[1]):  # numba compiles no all(...)
+    for place in range(word[1]):  # noqa: SIM110  # numba compiles no all(...)
         if names[after + place] != text[word[0] + place]:
             return False
-    return bool(names[after - 1] == ord(":"))
+    return True
 
 
 @numba.njit(cache=True, inline="always")
@@ -203,19 +227,19 @@ def _slot_of_row(entity: int, tile: int) -> int:
 
 
 @numba.njit(cache=True, nogil=True)
-def _row(entity: int, tile: int, tables: Tables, used: Ints) -> int:
+def _row(entity: int, tile: int, rows: Ints, row_slots: Slots, used: Ints) -> int:
     """The place of a row, which may be new."""
-    mask = len(tables.row_slots) - 1
+    mask = len(row_slots) - 1
     slot = _slot_of_row(entity, tile) & mask
-    while tables.row_slots[slot]:
-        row = tables.row_slots[slot] - 1
-        if tables.rows[row, OWNER] == entity and tables.rows[row, TILE] == tile:
+    while row_slots[slot]:
+        row = row_slots[slot] - 1
+        if rows[row, OWNER] == entity and rows[row, TILE] == tile:
             return int(row)
         slot = (slot + 1) & mask
     row = used[1]
-    tables.rows[row] = 0
-    tables.rows[row, OWNER], tables.rows[row, TILE] = entity, tile
-    used[1], tables.row_slots[slot] = row + 1, row + 1
+    rows[row] = 0
+    rows[row, OWNER], rows[row, TILE] = entity, tile
+    used[1], row_slots[slot] = row + 1, row + 1
     return int(row)
 
 

@@ -593,6 +593,39 @@ async def test_both_stores_hold_the_same_bytes(redis_store: RedisStore, seed: in
     assert await dump(memory) == await dump(redis_store)
 
 
+class Overtaken(BulkRedisStore):
+    """One that somebody else gets ahead of when it has read what it merges."""
+
+    def __init__(self, url: str, rival: Step) -> None:
+        super().__init__(url, REGISTRY, keys_min=0)
+        self.rival = rival
+
+    async def _records_of(self, deltas: Sequence[Deltas]) -> list[list[bytes | None]]:
+        found = await super()._records_of(deltas)
+        await RedisStore.apply(self, GENERATION, [self.rival])
+        return found
+
+
+async def test_what_others_write_after_records_were_read_is_not_overwritten(empty_url: str) -> None:
+    """Of whatever source: they moved a guard of the shard, and the step is done by the script."""
+    store = Overtaken(empty_url, Step(1, [Move(BESIDE, 0, 7)], impressions("a")))
+
+    moved = await apply(store, impressions("a", "b"))
+
+    assert (moved, await counted(store, "a"), await counted(store, "b")) == (10, 2, 1)
+    await store.close()
+
+
+async def test_a_step_that_others_did_after_its_records_were_read_is_not_done_again(empty_url: str) -> None:
+    """Two rebuilds of one generation: the guards say that it is done."""
+    store = Overtaken(empty_url, step(1, 0, impressions("a")))
+
+    moved = await apply(store, impressions("a"))
+
+    assert (moved, await counted(store, "a")) == (10, 1)
+    await store.close()
+
+
 async def test_concurrent_writers_apply_a_batch_once(redis_store: RedisStore) -> None:
     """Twenty of them, one guard."""
     told = await asyncio.gather(*(apply(redis_store, impressions("a")) for _ in range(20)))
