@@ -3,11 +3,13 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 
 from online_store.keys import Entity, record_key
 from ranker.rank import Answer, Ranker
+from ranker.reads import breaker
 from ranker.reads.breaker import FAILURES_MAX
 from ranker.reads.near import NEAR_MS
 from schemas.records import Degraded
@@ -157,8 +159,9 @@ async def test_a_queue_that_does_not_get_on_sheds_to_the_fallback(ranker: Ranker
     assert [response(answer.response).degraded for answer in answers] == ["NONE", "POPULARITY", "POPULARITY"]
 
 
-async def test_a_store_that_fails_is_left_alone(ranker: Ranker, store: Watched) -> None:
+async def test_a_store_that_fails_is_left_alone(ranker: Ranker, store: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
     """After failures in a row nobody waits for it; each of them was one try and one more."""
+    monkeypatch.setattr(breaker, "random", SimpleNamespace(uniform=lambda *_: 1_000.0))  # no pause ends in this test, on however slow a machine
     store.read_fault = away
     for number in range(FAILURES_MAX + 3):
         await ask(ranker, request_id=f"r{number}")
