@@ -18,9 +18,12 @@ from benchmarks.switch.verdict import Verdict, judge
 from benchmarks.switch.world import World
 from compose.replay.cutover import LAG_COUNT_MAX
 from online_store.keys import CURRENT, Generation, guard_key
+from schemas.errors import MillstreamError
 
 #: How often it is looked whether the current generation goes on (seconds).
 WATCH_S = 0.25
+#: Who follows the pointer, by the verb that it is, and what the result calls it.
+FOLLOWERS = {"ingest": "ingest", "serve": "rankers"}
 #: How often a verb is asked that does not do what it should.
 TRIES_COUNT_MAX = 10
 #: How long a process may take to end by itself (seconds).
@@ -49,9 +52,9 @@ class Run:
     found: Result = field(default_factory=dict)
 
     def switched(self, phase: str, to: Generation, *words: str) -> None:
-        """Move the pointer by a verb, asked again while it refuses, and wait until everybody has followed."""
+        """Move the pointer by a verb, asked again while it refuses, and wait until everybody has followed. Raises MillstreamError."""
         world, before = self.world, self.world.stack.store.get(CURRENT)
-        followed = {name: self._follows(name, to) for name in ("ingest", "serve")}
+        followed = {name: self._follows(name, to) for name in FOLLOWERS}
         self.phases.begin(phase)
         refused: list[str] = []
         with ThreadPoolExecutor(1) as beside:
@@ -62,10 +65,20 @@ class Run:
                     break
                 refused += verb.result()["faults"]
                 console.print(refused[-1], highlight=False)
-        self.found[phase] = {"refused": refused}
-        for name, process in (("ingest", self.ingest), ("serve", self.serve)):
-            said_s = world.wait(lambda name=name: self._follows(name, to) > followed[name], f"{name} follows to {to.name}", process)  # type: ignore[misc]  # as above
-            self.found[phase] |= {f"{name}_followed_seconds": round(said_s - moved_s, 2)}
+            else:
+                raise MillstreamError(f"{phase} was refused {TRIES_COUNT_MAX} times, in the end for: {refused[-1]}")
+        seen_s: dict[str, float] = {}
+
+        def followed_by_all() -> bool:
+            new = [name for name in followed if name not in seen_s and self._follows(name, to) > followed[name]]
+            seen_s.update(dict.fromkeys(new, time.perf_counter()))
+            return len(seen_s) == len(followed)
+
+        world.wait(followed_by_all, f"ingest and serve follow to {to.name}", self.ingest, self.serve)
+        self.found[phase] = {
+            "refused": refused,
+            **{f"follow_seconds_{FOLLOWERS[name]}": round(seen_s[name] - moved_s, 2) for name in seen_s},
+        }
 
     def _follows(self, name: str, to: Generation) -> int:
         """How often a process has said that it went over to a generation."""
