@@ -161,7 +161,7 @@ async def test_a_queue_that_does_not_get_on_sheds_to_the_fallback(ranker: Ranker
 
 async def test_a_store_that_fails_is_left_alone(ranker: Ranker, store: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
     """After failures in a row nobody waits for it; each of them was one try and one more."""
-    monkeypatch.setattr(breaker, "random", SimpleNamespace(uniform=lambda *_: 1_000.0))  # no pause ends in this test, on however slow a machine
+    monkeypatch.setattr(breaker, "random", SimpleNamespace(uniform=lambda *_: 1_000.0))  # no pause ends, on however slow a machine
     store.read_fault = away
     for number in range(FAILURES_MAX + 3):
         await ask(ranker, request_id=f"r{number}")
