@@ -10,22 +10,20 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from online_store.bulk.sorting import ADDS, COUNTERS_COUNT, HASH, KIND, LAST_MS, NAME_AT, NAME_BYTES, OWNER, SHARD, TILE, by_entity, keys
 from online_store.deltas import Deltas, by_shard, heads, rings
 from online_store.keys import Generation
 from online_store.record import Layout
-from schemas.aggregates import COUNTERS, ENTITY_ID, adds
+from schemas.aggregates import ENTITY_ID, adds
 from schemas.columnar.events import Events
-from schemas.columnar.grouping import Grouped, coarsened, sorted_by_shard
+from schemas.columnar.grouping import Grouped, coarsened
 from schemas.columnar.words import Buffer, hash64, same, xxh32
 
 Ints = NDArray[np.int64]
 Slots = NDArray[np.int32]
 Number = TypeVar("Number", np.int64, np.uint8)
-#: Columns of an entity: its hash, its place in kinds, its shard, where "tenant:id" stands in names.
-HASH, KIND, SHARD, NAME_AT, NAME_BYTES = range(5)
-#: Columns of a row: its entity, its tile, the newest event, then counters.
-OWNER, TILE, LAST_MS, ADDS = range(4)
-COUNTERS_COUNT = len(COUNTERS)
+#: Of an event whose entity is not known yet: it is to be looked up, there is none, it is the one of the event before.
+NEW, NOBODY, AS_BEFORE = -1, -2, -3
 #: What a table has room for at first: it doubles.
 ROOM = 1 << 10
 
@@ -33,14 +31,13 @@ ROOM = 1 << 10
 class Tables(NamedTuple):
     """entities: int64 [n, 5]. rows: int64 [n, 3 + counters]. names: uint8.
 
-    entity_slots, row_slots: int32 [a power of two over twice n], by hash the place in entities or rows, from 1; 0 is free.
+    slots: int32 [a power of two over twice the entities], by hash the place in entities, from 1; 0 is free.
     """
 
     entities: Ints
     rows: Ints
     names: Buffer
-    entity_slots: Slots
-    row_slots: Slots
+    slots: Slots
 
 
 class Gathered:
@@ -56,7 +53,6 @@ class Gathered:
             np.zeros((ROOM, ADDS + COUNTERS_COUNT), np.int64),
             np.zeros(ROOM, np.uint8),
             np.zeros(2 * ROOM, np.int32),
-            np.zeros(2 * ROOM, np.int32),
         )
 
     @property
@@ -66,7 +62,7 @@ class Gathered:
 
     @property
     def rows_count(self) -> int:
-        """Tiles of entities that something was added to."""
+        """Rows: a tile of an entity, several times if other entities came in between."""
         return int(self._used[1])
 
     def add(self, events: Events, guards: Ints) -> None:
@@ -86,32 +82,23 @@ class Gathered:
         wanted = self._used + np.array([kinds * count, kinds * count, names])
         tables = self._tables
         entities, rows, letters = _grown(tables.entities, wanted[0]), _grown(tables.rows, wanted[1]), _grown(tables.names, wanted[2])
-        entity_slots, row_slots = tables.entity_slots, tables.row_slots
-        if 2 * wanted[:2].max() > len(row_slots):
-            entity_slots, row_slots = (np.zeros(2 << int(wanted[:2].max()).bit_length(), np.int32) for _ in range(2))
-            _place(entities[: self._used[0]], rows[: self._used[1]], entity_slots, row_slots)
-        self._tables = Tables(entities, rows, letters, entity_slots, row_slots)
+        slots = tables.slots
+        if 2 * wanted[0] > len(slots):
+            slots = np.zeros(2 << int(wanted[0]).bit_length(), np.int32)
+            _place(entities[: self._used[0]], slots)
+        self._tables = Tables(entities, rows, letters, slots)
 
     def deltas(self) -> dict[int, Deltas]:
         """What was added, by shard."""
         entities, rows = self._tables.entities[: self._used[0]], self._tables.rows[: self._used[1]]
-        kind, shard, owner, tile, last_ms = (
-            np.ascontiguousarray(column)
-            for column in (entities[:, KIND], entities[:, SHARD], rows[:, OWNER], rows[:, TILE], rows[:, LAST_MS])
-        )
-        sums, places, shards = np.ascontiguousarray(rows[:, ADDS:]), np.arange(len(entities)), self._generation.shards
-        found = Grouped(*sorted_by_shard(kind.astype(np.uint8), places, shard, owner, tile, sums, last_ms, shards))
-        grouped = coarsened(found, rings(list(self._layouts.values())))
-        raw, starts = _keys(
-            entities, self._tables.names, grouped.event, grouped.entities_at, *heads(self._generation, tuple(self._layouts))
-        )
+        grouped = coarsened(Grouped(*by_entity(entities, rows, self._generation.shards)), rings(list(self._layouts.values())))
+        raw, starts = keys(entities, self._tables.names, grouped.event, grouped.entities_at, *heads(self._generation, tuple(self._layouts)))
         return by_shard(grouped, raw.tobytes(), starts.tolist())
 
     def clear(self) -> None:
         """Begin anew."""
         self._used[:] = 0
-        self._tables.entity_slots.fill(0)
-        self._tables.row_slots.fill(0)
+        self._tables.slots.fill(0)
 
 
 def _grown(table: NDArray[Number], most: int) -> NDArray[Number]:
@@ -124,62 +111,91 @@ def _grown(table: NDArray[Number], most: int) -> NDArray[Number]:
 
 
 @numba.njit(cache=True, nogil=True)
-def _place(entities: Ints, rows: Ints, entity_slots: Slots, row_slots: Slots) -> None:
+def _place(entities: Ints, slots: Slots) -> None:
     """Put what there is into slots that are free."""
     for entity in range(len(entities)):
-        slot = entities[entity, HASH] & (len(entity_slots) - 1)
-        while entity_slots[slot]:
-            slot = (slot + 1) & (len(entity_slots) - 1)
-        entity_slots[slot] = entity + 1
-    for row in range(len(rows)):
-        slot = _slot_of_row(rows[row, OWNER], rows[row, TILE]) & (len(row_slots) - 1)
-        while row_slots[slot]:
-            slot = (slot + 1) & (len(row_slots) - 1)
-        row_slots[slot] = row + 1
+        slot = entities[entity, HASH] & (len(slots) - 1)
+        while slots[slot]:
+            slot = (slot + 1) & (len(slots) - 1)
+        slots[slot] = entity + 1
 
 
 @numba.njit(cache=True, nogil=True)
 def _add(  # noqa: PLR0913  # compiled functions take arrays, not objects
     text: Buffer, ids: Ints, tenants: Ints, ts_ms: Ints, adds: Ints, offset: Ints, guards: Ints, tile_ms: Ints, tables: Tables, used: Ints
 ) -> None:
-    entities, rows, names, entity_slots, row_slots = tables
+    """Pass by pass, so that memory fetches for many events at once: names are hashed, then looked up, then added to."""
+    entities, rows, names, slots = tables
+    hashes, owners = np.zeros(ids.shape[1], np.int64), np.zeros(ids.shape[1], np.int64)
     for kind in range(ids.shape[0]):
-        entity, named, row = -1, -1, -1
-        for event in range(ids.shape[1]):
-            if ids[kind, event, 1] < 0:
-                continue
-            # A page's events stand together, and nearly all name one model: who was named just now is not looked for.
-            if named < 0 or not _is_same(text, ids, tenants, kind, named, event):
-                entity, row = _entity(text, kind, ids[kind, event], tenants[event], len(guards), entities, names, entity_slots, used), -1
-            named = event
-            if offset[event] < guards[entities[entity, SHARD]]:
+        named = _hash_names(text, kind, ids[kind], tenants, hashes, owners)
+        for event in range(len(owners)):
+            if owners[event] == NEW:
+                word, tenant = ids[kind, event], tenants[event]
+                owners[event] = _entity(text, kind, hashes[event], word, tenant, len(guards), entities, names, slots, used)
+            elif owners[event] == AS_BEFORE:
+                owners[event] = owners[named[event]]
+        entity, row = -1, -1
+        for event in range(len(owners)):
+            if owners[event] < 0 or offset[event] < guards[entities[owners[event], SHARD]]:
                 continue
             tile = ts_ms[event] // tile_ms[kind]
-            if row < 0 or rows[row, TILE] != tile:
-                row = _row(entity, tile, rows, row_slots, used)
+            if owners[event] != entity or rows[row, TILE] != tile:
+                entity, row = owners[event], used[1]
+                used[1] += 1
+                rows[row] = 0
+                rows[row, OWNER], rows[row, TILE] = entity, tile
             rows[row, LAST_MS] = max(rows[row, LAST_MS], ts_ms[event])
             for counter in range(COUNTERS_COUNT):
                 rows[row, ADDS + counter] += adds[event, counter]
 
 
+@numba.njit(cache=True, nogil=True)
+def _hash_names(text: Buffer, kind: int, words: Ints, tenants: Ints, hashes: Ints, owners: Ints) -> Ints:
+    """Hashes of the names that are to be looked up; owners says which are: NEW, NOBODY, or AS_BEFORE.
+
+    A page's events stand together, and nearly all name one model: who was named just now is not looked for. Returns by whom, int64 [n].
+    """
+    named, before = np.zeros(len(words), np.int64), -1
+    for event in range(len(words)):
+        if words[event, 1] < 0:
+            owners[event] = NOBODY
+            continue
+        if before >= 0 and _is_same(text, words, tenants, before, event):
+            owners[event], named[event] = AS_BEFORE, before
+        else:
+            owners[event], hashes[event] = NEW, _hashed(text, kind, words[event], tenants[event])
+        before = event
+    return named
+
+
 @numba.njit(cache=True, inline="always")
-def _is_same(text: Buffer, ids: Ints, tenants: Ints, kind: int, a: int, b: int) -> bool:
+def _is_same(text: Buffer, words: Ints, tenants: Ints, a: int, b: int) -> bool:
     """Whether two events name the same entity."""
-    length, tenant = ids[kind, a, 1], tenants[a, 1]
-    if length != ids[kind, b, 1] or tenant != tenants[b, 1]:
+    length, tenant = words[a, 1], tenants[a, 1]
+    if length != words[b, 1] or tenant != tenants[b, 1]:
         return False
-    return bool(same(text, ids[kind, a, 0], ids[kind, b, 0], length) and same(text, tenants[a, 0], tenants[b, 0], tenant))
+    return bool(same(text, words[a, 0], words[b, 0], length) and same(text, tenants[a, 0], tenants[b, 0], tenant))
 
 
 @numba.njit(cache=True, nogil=True)
 def _entity(  # noqa: PLR0913  # as _add
-    text: Buffer, kind: int, word: Ints, tenant: Ints, shards: int, entities: Ints, names: Buffer, entity_slots: Slots, used: Ints
+    text: Buffer,
+    kind: int,
+    hashed: int,
+    word: Ints,
+    tenant: Ints,
+    shards: int,
+    entities: Ints,
+    names: Buffer,
+    slots: Slots,
+    used: Ints,
 ) -> int:
     """The place of an entity, which may be new."""
-    hashed, mask = _hashed(text, kind, word, tenant), len(entity_slots) - 1
+    mask = len(slots) - 1
     slot = hashed & mask
-    while entity_slots[slot]:
-        entity = entity_slots[slot] - 1
+    while slots[slot]:
+        entity = slots[slot] - 1
         is_found = entities[entity, HASH] == hashed and entities[entity, KIND] == kind
         if is_found and _is_name(names, entities[entity, NAME_AT], entities[entity, NAME_BYTES], text, tenant, word):
             return int(entity)
@@ -194,7 +210,7 @@ def _entity(  # noqa: PLR0913  # as _add
         name[tenant[1] + 1 + place] = text[word[0] + place]
     new = entities[entity]
     new[HASH], new[KIND], new[SHARD], new[NAME_AT], new[NAME_BYTES] = hashed, kind, xxh32(name, length) & np.uint32(shards - 1), at, length
-    used[0], used[2], entity_slots[slot] = entity + 1, at + length, entity + 1
+    used[0], used[2], slots[slot] = entity + 1, at + length, entity + 1
     return int(entity)
 
 
@@ -219,46 +235,3 @@ def _is_name(names: Buffer, at: int, length: int, text: Buffer, tenant: Ints, wo
         if names[after + place] != text[word[0] + place]:
             return False
     return True
-
-
-@numba.njit(cache=True, inline="always")
-def _slot_of_row(entity: int, tile: int) -> int:
-    return int((entity * 0x9E3779B1) ^ (tile * 0x85EBCA6B))
-
-
-@numba.njit(cache=True, nogil=True)
-def _row(entity: int, tile: int, rows: Ints, row_slots: Slots, used: Ints) -> int:
-    """The place of a row, which may be new."""
-    mask = len(row_slots) - 1
-    slot = _slot_of_row(entity, tile) & mask
-    while row_slots[slot]:
-        row = row_slots[slot] - 1
-        if rows[row, OWNER] == entity and rows[row, TILE] == tile:
-            return int(row)
-        slot = (slot + 1) & mask
-    row = used[1]
-    rows[row] = 0
-    rows[row, OWNER], rows[row, TILE] = entity, tile
-    used[1], row_slots[slot] = row + 1, row + 1
-    return int(row)
-
-
-@numba.njit(cache=True, nogil=True)
-def _keys(entities: Ints, names: Buffer, wanted: Ints, entities_at: Ints, heads: Buffer, heads_at: Ints) -> tuple[Buffer, Ints]:
-    """The keys of some entities, which are sorted by shard: all bytes, and where each begins, int64 [n + 1]."""
-    shards, starts = len(entities_at) - 1, np.zeros(len(wanted) + 1, np.int64)
-    for place in range(len(wanted)):
-        entity = entities[wanted[place]]
-        head = entity[KIND] * shards + entity[SHARD]
-        starts[place + 1] = starts[place] + heads_at[head + 1] - heads_at[head] + entity[NAME_BYTES]
-    out = np.zeros(starts[-1], np.uint8)
-    for place in range(len(wanted)):
-        entity, at = entities[wanted[place]], starts[place]
-        head = entity[KIND] * shards + entity[SHARD]
-        for byte in range(heads_at[head], heads_at[head + 1]):
-            out[at] = heads[byte]
-            at += 1
-        for byte in range(entity[NAME_AT], entity[NAME_AT] + entity[NAME_BYTES]):
-            out[at] = names[byte]
-            at += 1
-    return out, starts

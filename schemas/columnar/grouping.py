@@ -134,13 +134,11 @@ def _group(  # noqa: C901, PLR0913  # one loop over events; two hash tables unde
             for counter in range(adds.shape[1]):
                 sums[place, counter] += adds[row, counter]
             last_ms[place] = max(last_ms[place], ts_ms[row])
-    return sorted_by_shard(
-        kind[:entities], event[:entities], shard[:entities], owner[:rows], tile[:rows], sums[:rows], last_ms[:rows], shards
-    )
+    return _sorted(kind[:entities], event[:entities], shard[:entities], owner[:rows], tile[:rows], sums[:rows], last_ms[:rows], shards)
 
 
 @numba.njit(cache=True, nogil=True)
-def sorted_by_shard(  # noqa: PLR0913  # as `keys`
+def _sorted(  # noqa: PLR0913  # as `keys`
     kind: NDArray[np.uint8], event: Ints, shard: Ints, owner: Ints, tile: Ints, sums: Ints, last_ms: Ints, shards: int
 ) -> tuple[NDArray[np.uint8], Ints, Ints, Ints, Ints, Ints, Ints, Ints]:
     """Entities that have rows, by shard; rows by entity, the oldest tile first: the store takes late tiles slowly."""
