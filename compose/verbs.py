@@ -19,9 +19,8 @@ from compose import processes
 from compose import redrive as redrives
 from compose import topics as topics_module
 from compose.demo import run as demo_module
-from compose.replay import cutover, snapshot
+from compose.replay import PARITY, ROWS, VERIFY, cutover, snapshot
 from compose.replay import rebuild as rebuilds
-from compose.replay.arguments import PARITY, ROWS, VERIFY
 from compose.settings import Settings
 from compose.stack.local import LocalStack
 from online_store.keys import Entity
@@ -171,7 +170,7 @@ def demo(settings: Settings, arguments: Arguments) -> Result:
 
 
 def _later(name: str) -> Callable[[Settings, Arguments], Result]:
-    """A verb that is imported when it runs, for what it imports (compose/replay/arguments.py). name: module:function."""
+    """A verb that is imported when it runs, for what it imports (compose/replay/__init__.py). name: module:function."""
 
     def run(settings: Settings, arguments: Arguments) -> Result:
         result: Result = pkgutil.resolve_name(name)(settings, arguments)

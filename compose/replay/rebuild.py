@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from compose.replay.arguments import SOURCE
+from compose.replay import SOURCE
 from compose.replay.beginning import beginning
 from compose.replay.columns import ColumnLog
 from compose.replay.sources import chosen, lake_of
