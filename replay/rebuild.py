@@ -10,7 +10,8 @@ What is no event is in dead-letters already: here it is only counted. Repeats ar
 import asyncio
 import heapq
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -121,8 +122,11 @@ async def _read(ingest: Ingest, log: ReadableLog, ends: Mapping[Source, int], fi
     assert ingest.generation is not None, "positions() took it on"
     gathered, events_max = Gathered(layouts(ingest.registry), ingest.generation), min(BATCH_EVENTS_MAX, CALL_EVENTS_MAX)
     applying: asyncio.Task[bool] | None = None
+    # One thread: a log is let go of where it was read, behind what is being read of it. Its clients may have a loop of their own, which
+    # cannot end where ours runs.
+    reading, loop = ThreadPoolExecutor(1), asyncio.get_running_loop()
     try:
-        while call := await asyncio.to_thread(_gathered, ingest, gathered, batches, events_max):
+        while call := await loop.run_in_executor(reading, _gathered, ingest, gathered, batches, events_max):
             if applying and not await applying:
                 return False
             done, events_max = done + call.offsets_count, min(2 * events_max, CALL_EVENTS_MAX)
@@ -132,9 +136,11 @@ async def _read(ingest: Ingest, log: ReadableLog, ends: Mapping[Source, int], fi
     finally:
         if applying:
             applying.cancel()
+        await loop.run_in_executor(reading, in_time.close)
+        reading.shutdown(wait=False)
 
 
-def _in_time(log: ReadableLog, starts: Mapping[Source, int]) -> Iterator[Batch]:
+def _in_time(log: ReadableLog, starts: Mapping[Source, int]) -> Generator[Batch]:
     """What stands in all topics, the oldest first: what happened together reaches the store together."""
     wanted = [{source.partition: start for source, start in starts.items() if source.topic == topic.name} for topic in SOURCES]
     topics = [log.read(topic, partitions, BATCH_EVENTS_MAX) for topic, partitions in zip(SOURCES, wanted, strict=True) if partitions]
