@@ -22,7 +22,7 @@ from online_store.view import describe
 from ranker.fronts import openapi, problems
 from ranker.fronts.auth import ANYBODY, Caller, Tokens
 from ranker.fronts.problems import Problem
-from ranker.fronts.quick.answers import ranked, ranked_again
+from ranker.fronts.quick.answers import ranked
 from ranker.fronts.requests import BODY_BYTES_MAX, Tell, request_of
 from ranker.fronts.shapes import Rank, Status
 from ranker.rank import Ranker
@@ -228,8 +228,3 @@ def _request(body: bytes, tenant: str, now_ms: int) -> RankRequest:
         raise problems.of_invalid(error) from error
     except DecodeError as error:
         raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, error.detail, f"$.{error.detail.partition(' ')[0]}") from error
-
-
-def as_json(response: bytes) -> bytes:
-    """An encoded RankResponse as the HTTP answer."""
-    return msgspec.json.encode(ranked_again(response))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import grpc
+import msgspec
 import numpy as np
 import pytest
 from google.protobuf.json_format import MessageToDict
@@ -23,7 +24,7 @@ from google.protobuf.json_format import MessageToDict
 from compose import topics
 from compose.stack.local import Server
 from online_store.redis import RedisStore
-from ranker.fronts.http import as_json
+from ranker.fronts.quick.answers import ranked_again
 from schemas import codec
 from schemas.features import REGISTRY
 from schemas.proto.millstream.v1 import rank_pb2, rank_pb2_grpc
@@ -65,7 +66,7 @@ class World(NamedTuple):
             return bool(found)
 
         wait_until(answered)
-        answer: Answer = json.loads(as_json(found[-1]))
+        answer: Answer = json.loads(msgspec.json.encode(ranked_again(found[-1])))
         return answer
 
     def by_http(self, asked: RankRequest) -> Answer:

@@ -29,7 +29,7 @@ from online_store.memory import MemoryStore
 from online_store.redis import RedisStore
 from online_store.snapshot.file import Made, writing
 from ranker.budgets import BUDGETS
-from ranker.fronts.http import as_json
+from ranker.fronts.quick.answers import ranked_again
 from schemas import codec
 from schemas.features import REGISTRY
 from schemas.records import DeadLetter, Degraded, RankRequest, RankResponse, RankTelemetry, Reason
@@ -411,7 +411,7 @@ def test_http_and_kafka_give_one_answer(world: World, tmp_path: Path) -> None:
     """To one request_id, whichever front end is asked first; what HTTP alone was asked is told to Kafka all the same."""
     with serving(world, tmp_path, http_port=str(port := free_port()), group_id="rank-http"):
         both, alone = request("i1", "i2", "i3"), request("i2", "i1")
-        by_kafka = as_json(world.ask(both)[0].value or b"")
+        by_kafka = msgspec.json.encode(ranked_again(world.ask(both)[0].value or b""))
         by_http = [over_http(port, asked) for asked in (both, alone)]
         told = codec.decode(RANK_TELEMETRY, world.telemetry(alone).value)
 
