@@ -146,17 +146,21 @@ class Ingest:
         reading = self._readings[source]
         if not self.target and reading.sent > end:
             reading.sent = reading.lowest
-            await self._tell_sent(source, reading)
+            await self._tell_sent({source: reading})
 
-    async def keep_sent(self, source: Source) -> None:
-        """Keep in the store what was sent to dead-letters, for whoever reads the source next, in whatever generation."""
-        reading = self._readings[source]
-        if not self.target and reading.sent_guard < reading.sent:
-            await self._tell_sent(source, reading)
+    async def keep_sent(self, sources: Sequence[Source]) -> None:
+        """Keep in the store what was sent to dead-letters, for whoever reads the sources next, in whatever generation."""
+        readings = {source: self._readings[source] for source in sources}
+        untold = {source: reading for source, reading in readings.items() if reading.sent_guard < reading.sent}
+        if untold and not self.target:
+            await self._tell_sent(untold)
 
-    async def _tell_sent(self, source: Source, reading: Reading) -> None:
-        move = Move(source, reading.sent_guard, reading.sent)
-        ((reading.sent_guard,),) = await self.store.apply(LETTERS, [Step(0, [move], NOTHING)])
+    async def _tell_sent(self, readings: Mapping[Source, Reading]) -> None:
+        """Where a guard is not where we left it all stay, and are told from where they stand the next time."""
+        moves = [Move(source, reading.sent_guard, reading.sent) for source, reading in readings.items()]
+        (standing,) = await self.store.apply(LETTERS, [Step(0, moves, NOTHING)])
+        for reading, guard in zip(readings.values(), standing, strict=True):
+            reading.sent_guard = guard
 
     def progress(self, source: Source) -> int:
         """A number that grows with whatever the store takes of a source, a part of a batch included."""
@@ -197,28 +201,29 @@ class Ingest:
         reading = self._readings[decoded.batch.source]
         return decoded.reading is reading and decoded.start == reading.position
 
-    async def settle(self, source: Source) -> int:
-        """Move the guards of the shards that a source had nothing for lately, so that nobody reads that stretch again.
+    async def settle(self, sources: Sequence[Source]) -> dict[Source, int]:
+        """Move the guards of the shards that sources had nothing for lately, so that nobody reads that stretch again.
 
-        Returns the offset to read on from, as `apply` does.
+        Returns the offsets to read on from, as `apply` does.
         """
-        reading = self._readings[source]
-        behind = np.flatnonzero(reading.guards < reading.position)
-        if not len(behind):
-            return reading.position
-        await self.step({source: reading.position}, {int(shard): NOTHING for shard in behind})
-        return self._readings[source].position
+        followings = {source: self._readings[source].position for source in sources}
+        behind = [self._readings[source].guards < position for source, position in followings.items()]
+        shards = np.flatnonzero(np.any(behind, axis=0))
+        return await self.step(followings, {int(shard): NOTHING for shard in shards})
 
-    async def check(self, source: Source) -> int:
-        """Returns the offset to read on from, as `apply` does: an earlier one if a guard stands lower than we left it.
+    async def check(self, sources: Sequence[Source]) -> dict[Source, int]:
+        """Returns the offsets to read on from, as `apply` does: an earlier one if a guard stands lower than we left it.
 
         A store that was emptied before it had any guard has lost its generation alone: it begins again.
         """
-        standing = await self.store.guards(await self._confirmed(), [source])
-        self._readings[source].sent_guard = int((await self.store.guards(LETTERS, [source]))[0, 0])
-        if (standing[0] < self._readings[source].guards).any():
-            return (await self.positions([source]))[source]
-        return self._readings[source].position
+        standing = await self.store.guards(await self._confirmed(), sources)
+        sent_guards = (await self.store.guards(LETTERS, sources))[:, 0].tolist()
+        for source, sent_guard in zip(sources, sent_guards, strict=True):
+            self._readings[source].sent_guard = sent_guard
+        lost = [source for source, guards in zip(sources, standing, strict=True) if (guards < self._readings[source].guards).any()]
+        if lost:
+            await self.positions(lost)
+        return {source: self._readings[source].position for source in sources}
 
     async def step(self, followings: Mapping[Source, int], deltas: Mapping[int, Deltas]) -> dict[Source, int]:
         """Apply deltas by shard: of each source all that the shard lacks from the source's position on, up to what follows.
@@ -229,13 +234,14 @@ class Ingest:
         readings = {source: self._readings[source] for source in followings}
         for part in _parts([Step(shard, _moves(shard, readings, followings), found) for shard, found in deltas.items()]):
             standing = await self._write(part)
-            is_anew = any(self._readings[source] is not reading for source, reading in readings.items())
-            if is_anew or standing != [[move.following for move in step.moves] for step in part]:
+            if any(self._readings[source] is not reading for source, reading in readings.items()):
                 return await self.positions(list(followings))
-            # Noted part by part: if the store goes away now, what it took is not sent again, and shows as progress.
-            for step in part:
-                for move in step.moves:
-                    readings[move.source].guards[step.shard] = move.following
+            # Noted step by step: what the store took is not sent again if it goes away now, nor is a source read again for another's guard.
+            taken = [step for step, guards in zip(part, standing, strict=True) if guards == [move.following for move in step.moves]]
+            for move, shard in ((move, step.shard) for step in taken for move in step.moves):
+                readings[move.source].guards[shard] = move.following
+            if len(taken) < len(part):
+                return await self.positions(list(followings))
         for source, reading in readings.items():
             reading.position = followings[source]
         return dict(followings)

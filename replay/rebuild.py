@@ -106,8 +106,7 @@ async def fill(ingest: Ingest, log: ReadableLog, shown: Callable[[Progress], Non
 
     while not await _read(ingest, log, ends, filled, told):
         pass  # a guard is not where we left it: they say where to read on from
-    for source in ends:
-        await ingest.settle(source)
+    await ingest.settle(list(ends))
     return filled
 
 

@@ -11,8 +11,8 @@ import functools
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TypeVar
 
 from online_store.ingest import Ingest
@@ -78,9 +78,7 @@ class Worker:
         """
         if not await _patiently(self.ingest.is_left):
             return
-        async with self._placing, AsyncExitStack() as held:
-            for source in list(self._locks):
-                await held.enter_async_context(self._locks[source])
+        async with self._placing, self._held(list(self._locks)):
             generation = await _patiently(self.ingest.switch)
             for source, offset in (await self._place(list(self._positions))).items():
                 if offset != self._positions[source]:
@@ -123,9 +121,9 @@ class Worker:
         """Let the guards of shards without rows catch up, so that a restart does not read far back."""
         await self._look_after(self._settle)
 
-    async def _settle(self, source: Source) -> int:
-        await self.ingest.keep_sent(source)
-        return await self.ingest.settle(source)
+    async def _settle(self, sources: Sequence[Source]) -> dict[Source, int]:
+        await self.ingest.keep_sent(sources)
+        return await self.ingest.settle(sources)
 
     async def lag(self) -> int | None:
         """How many records of our sources are not applied yet; None while that is not known. Raises LogError."""
@@ -146,15 +144,25 @@ class Worker:
             if source in self._positions:
                 metrics.observe_lag(end, source, max(self._positions[source], self.ingest.lowest_guard(source)))
 
-    async def _look_after(self, ask: Callable[[Source], Awaitable[int]]) -> None:
-        """Ask where each source is to be read on from, and go back if that is behind us."""
-        for source in list(self._positions):
-            async with self._locks[source]:
-                before = self._positions.get(source, 0)
-                found = await _patiently(functools.partial(ask, source))
-                if found < before:
-                    self._positions[source] = found
-                    self._rewind(source, found, "guard")
+    async def _look_after(self, ask: Callable[[Sequence[Source]], Awaitable[Mapping[Source, int]]]) -> None:
+        """Ask where sources are to be read on from, and go back if that is behind us: idle ones in one call, each busy one in its turn."""
+        busy = [source for source in self._positions if self._locks[source].locked()]
+        idle = [source for source in self._positions if source not in busy]
+        for sources in filter(None, [idle, *([source] for source in busy)]):
+            async with self._held(sources):
+                before = {source: self._positions[source] for source in sources if source in self._positions}
+                for source, found in (await _patiently(functools.partial(ask, list(before)))).items():
+                    if found < before[source]:
+                        self._positions[source] = found
+                        self._rewind(source, found, "guard")
+
+    @asynccontextmanager
+    async def _held(self, sources: Sequence[Source]) -> AsyncIterator[None]:
+        """No batch of these sources is under way meanwhile. All who want several take them in one order, or they could wait in a ring."""
+        async with AsyncExitStack() as held:
+            for source in sorted(sources):
+                await held.enter_async_context(self._locks[source])
+            yield
 
     async def _take(self, batch: Batch) -> None:
         source = batch.source

@@ -127,7 +127,7 @@ class World(NamedTuple):
             for batch in self.log.read(topic, starts):
                 await ingest.apply([ingest.decode(batch)])
         for source in positions:
-            await ingest.settle(source)
+            await ingest.settle([source])
         await store.close()
 
     async def lag(self, generation: Generation) -> int:

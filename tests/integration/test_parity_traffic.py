@@ -50,7 +50,7 @@ async def catch_up(log: Log, ingest: Ingest, rows_max: int) -> None:
     for source in log.sources:
         while found := log.fetch(source, places[source], rows_max):
             places[source] = await take(ingest, found)
-        await ingest.settle(source)
+        await ingest.settle([source])
 
 
 async def live(log: Log, store: OnlineStore, random: random.Random) -> None:

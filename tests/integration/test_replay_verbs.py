@@ -68,7 +68,7 @@ async def follow(log: KafkaLog, store: RedisStore, number: int, *, skipped: str 
         for batch in log.read(topic):
             records = [record._replace(value=b"spoilt") if topic.name == skipped else record for record in batch.records]  # type: ignore[attr-defined]  # KafkaLog's are tuples
             await take(ingest, batch._replace(records=records))
-            await ingest.settle(batch.source)
+            await ingest.settle([batch.source])
 
 
 async def lived(log: KafkaLog, url: str, model: Model, *, skipped: str = "") -> None:

@@ -169,13 +169,13 @@ class Life:
         await self.read(worker, source, 2)
         self.store.away = ""
 
-    async def settle(self, worker: int, source: Source) -> None:
+    async def settle(self, worker: int, sources: Sequence[Source]) -> None:
         """A worker moves the guards that lag."""
-        self.positions[worker][source] = await self.workers[worker].settle(source)
+        self.positions[worker] |= await self.workers[worker].settle(sources)
 
-    async def check(self, worker: int, source: Source) -> None:
+    async def check(self, worker: int, sources: Sequence[Source]) -> None:
         """A worker looks whether the store still has what it acknowledged."""
-        self.positions[worker][source] = await self.workers[worker].check(source)
+        self.positions[worker] |= await self.workers[worker].check(sources)
 
     async def crash(self, source: Source, rows_max: int) -> None:
         """The living worker ends between decode and apply; another takes over."""
@@ -188,6 +188,7 @@ class Life:
         """One thing happens; where it says no more, to any worker, alive or not."""
         living, worker = len(self.workers) - 1, pick.randrange(len(self.workers))
         source, rows_max = pick.choice(self.log.sources), pick.randint(1, 4)
+        some = pick.sample(self.log.sources, pick.randint(1, len(self.log.sources)))
         happens: dict[str, Callable[[], Awaitable[None]]] = {
             "living reads": lambda: self.read(living, source, rows_max),
             "living reads together": lambda: self.read_together(living, rows_max),
@@ -195,8 +196,8 @@ class Life:
             "reads together": lambda: self.read_together(worker, rows_max),
             "skips": lambda: self.read(worker, source, rows_max, pick.randint(1, 2)),
             "is given again": lambda: self.apply(worker, pick.choice(self.taken)) if self.taken else self.hire(),
-            "settles": lambda: self.settle(worker, source),
-            "checks": lambda: self.check(worker, source),
+            "settles": lambda: self.settle(worker, some),
+            "checks": lambda: self.check(worker, some),
             "crashes": lambda: self.crash(source, rows_max),
             "is cancelled": lambda: self.break_off(worker, source, rows_max),
             "store does not hear": lambda: self.lose(worker, source, "before"),
@@ -211,7 +212,7 @@ class Life:
         if pick.random() < 0.5:
             await self.hire()
         for source in self.log.sources:
-            await self.check(-1, source)
+            await self.check(-1, [source])
             for _ in range(READS_MAX):
                 await self.read(len(self.workers) - 1, source, pick.randint(1, 4))
             assert self.positions[-1][source] == self.log.end(source)
@@ -271,7 +272,7 @@ async def test_a_restart_at_every_point_counts_no_repeat(requests: list[int], re
             position = (await ingest.positions([source]))[source]
             while position <= applied and (batch := log.fetch(source, position, rows_max)):
                 position = await take(ingest, batch)
-            applied = await ingest.settle(source)
+            applied = (await ingest.settle([source]))[source]
 
     assert await dump(store) == await replayed(log, repeat_offsets=reach)
 
@@ -284,7 +285,7 @@ async def test_what_was_said_and_done_is_not_said_again() -> None:
         log.add(click(request_id=request_id))
     (source,) = log.sources
     store = MemoryStore(REGISTRY)
-    await (await replay(log, store)).settle(source)
+    await (await replay(log, store)).settle([source])
     log.append(raw(b"noise"))
     log.add(click(request_id="r2"))
     log.add(click(request_id="r3"))
@@ -305,7 +306,7 @@ async def test_profiles_are_read_from_the_guards() -> None:
         log.add(content(f"i{number_}"))
     (source,) = log.sources
     store = MemoryStore(REGISTRY)
-    await (await replay(log, store)).settle(source)
+    await (await replay(log, store)).settle([source])
 
     assert await Ingest(store, REGISTRY).positions([source]) == {source: 3}
 

@@ -154,7 +154,7 @@ class World:
             for source, position in (await ingest.positions(log.sources)).items():
                 while position < share * log.end(source) and (batch := log.fetch(source, position, ROWS_MAX)) is not None:
                     position = max((await ingest.apply([ingest.decode(batch)]))[source], batch.following)  # noqa: PLW2901  # how far it has come
-                await ingest.settle(source)
+                await ingest.settle([source])
 
     def _running(self) -> Process | None:
         found = [process for process in self.group.living() if not process.stopped]

@@ -67,7 +67,7 @@ async def fill(store: MemoryStore, found: Log, count: int, target: Generation = 
     ingest = Ingest(store, REGISTRY, target=target)
     position = (await ingest.positions([SOURCE]))[SOURCE]
     await ingest.apply([ingest.decode(fetch(found, position, count - position))])
-    await ingest.settle(SOURCE)
+    await ingest.settle([SOURCE])
 
 
 async def point(store: MemoryStore, generation: Generation = SECOND) -> None:

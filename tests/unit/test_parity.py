@@ -68,7 +68,7 @@ async def play(store: MemoryStore, number: int, log: Log, registry: Registry = R
     await ingest.positions(log.sources)
     for source in log.sources:
         await take(ingest, batch(log.partitions[source], 0))
-        await ingest.settle(source)
+        await ingest.settle([source])
 
 
 async def found(store: MemoryStore, log: Log, **asked: Any) -> dict[str, Any]:  # noqa: ANN401  # fields of Question

@@ -197,7 +197,7 @@ async def test_another_rebuild_of_the_same_generation_does_no_harm(monkeypatch: 
             batch = found.fetch(source, start, 2)
             assert batch is not None
             await other.apply([other.decode(batch)])
-            await other.settle(source)
+            await other.settle([source])
 
     store, alone = Visited(number, rival), MemoryStore(REGISTRY)
     await replay(found, alone)

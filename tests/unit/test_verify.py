@@ -77,7 +77,7 @@ class World:
             for batch in self.log.read(topic):
                 await ingest.positions([batch.source])
                 await take(ingest, batch)
-                await ingest.settle(batch.source)
+                await ingest.settle([batch.source])
 
     async def look(self) -> None:
         """What was applied at the first look is told from the second on."""

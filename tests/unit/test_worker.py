@@ -4,10 +4,13 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from online_store.deltas import NOTHING
 from online_store.ingest import Ingest
 from online_store.keys import Generation, shard_of
 from online_store.memory import MemoryStore
-from online_store.store import Step
+from online_store.store import Move, Step
 from schemas.features import REGISTRY
 from schemas.topics import Batch, Source
 from streams import metrics
@@ -15,6 +18,8 @@ from streams.worker import Worker
 from tests.worlds import Log, dump, impression, replayed
 
 SOURCE = Source("impressions", 0)
+#: What a worker makes in an empty store.
+FIRST = Generation(1, REGISTRY.fingerprint)
 
 
 class Consumer:
@@ -52,6 +57,19 @@ class SlowStore(MemoryStore):
     async def apply(self, generation: Generation, steps: Sequence[Step]) -> list[list[int]]:
         """As MemoryStore.apply, later."""
         await self.held.wait()
+        return await super().apply(generation, steps)
+
+
+class CountingStore(MemoryStore):
+    """A store that keeps what it was asked to apply to the first generation."""
+
+    def __init__(self) -> None:
+        super().__init__(REGISTRY)
+        self.steps: list[Step] = []
+
+    async def apply(self, generation: Generation, steps: Sequence[Step]) -> list[list[int]]:
+        """As MemoryStore.apply."""
+        self.steps += steps if generation == FIRST else []
         return await super().apply(generation, steps)
 
 
@@ -229,6 +247,59 @@ async def test_guards_of_idle_shards_catch_up() -> None:
     await worker.settle()
 
     assert await Ingest(store, REGISTRY, repeat_offsets=0).positions([SOURCE]) == {SOURCE: 2}
+
+
+async def taken_from_two(store: MemoryStore) -> tuple[Worker, Consumer, Log]:
+    """A worker that has taken an event of each of two partitions, the others of which no shard has heard."""
+    found = Log()
+    for partition in (0, 1):
+        found.add(impression("a", request_id=f"r{partition}"), partition=partition)
+    worker, consumer = begun(store)
+    await worker.assign(found.sources)
+    for source in found.sources:
+        batch = found.fetch(source, 0, 1)
+        assert batch is not None
+        await worker.take(batch)
+    return worker, consumer, found
+
+
+async def test_all_sources_of_a_shard_catch_up_in_one_step() -> None:
+    """A round costs a step a shard, however many sources there are."""
+    store = CountingStore()
+    worker, _, found = await taken_from_two(store)
+    store.steps = []
+    await worker.settle()
+
+    assert [len(step.moves) for step in store.steps] == [2] * len({step.shard for step in store.steps})
+    assert await Ingest(store, REGISTRY, repeat_offsets=0).positions(found.sources) == dict.fromkeys(found.sources, 1)
+
+
+async def test_a_guard_that_a_rival_moved_sends_its_source_back_and_no_other() -> None:
+    """Both are in one step; the other keeps its place, and its guards catch up with the next round."""
+    store = MemoryStore(REGISTRY)
+    worker, consumer, found = await taken_from_two(store)
+    first, second = found.sources
+    (shard, *_) = np.flatnonzero((await store.guards(FIRST, [first]))[0] == 0).tolist()
+    assert await store.apply(FIRST, [Step(shard, [Move(first, 0, 5)], NOTHING)]) == [[5]]
+    await worker.settle()
+    await worker.settle()
+
+    assert (consumer.rewinds, worker.ingest.lowest_guard(second)) == ([], 0)
+    assert await store.applied(FIRST) == {first: 1, second: 1}
+
+
+async def test_what_is_busy_does_not_keep_what_is_idle_from_catching_up() -> None:
+    """The idle source's guards have moved while a batch of the other is still under way."""
+    store = SlowStore()
+    worker, _, found = await taken_from_two(store)
+    first, second = found.sources
+    async with worker._locks[first]:  # noqa: SLF001  # a batch under way, for as long as we like
+        settling = asyncio.create_task(worker.settle())
+        await asyncio.sleep(0.01)
+        applied = await store.applied(FIRST)
+    await settling
+
+    assert (applied[second], await store.applied(FIRST)) == (1, {first: 1, second: 1})
 
 
 async def test_a_step_that_lands_after_a_new_assignment_hides_no_loss() -> None:
