@@ -56,6 +56,11 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         """Take answers whole: they are bounded by their bytes."""
         return await super()._fetch_records(*args, **{**kwargs, "max_records": None})
 
+    async def _commit(self, offsets: Mapping[TP, int]) -> bool:
+        """Commit what is still ours: an assignment may have taken all of it away since, and a commit of nothing ends Faust's consumer."""
+        held = {tp: offset for tp, offset in offsets.items() if tp in self.assignment()}
+        return bool(held) and await super()._commit(held)
+
 
 class NoTables(TableManager):
     """Faust's tables, of which we have none: they need not wait a second at every start for somebody to add one."""

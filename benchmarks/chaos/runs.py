@@ -2,12 +2,13 @@
 
 import asyncio
 import random
+import shutil
 import signal
 import tempfile
 import time
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from tests.workers import SHORT_SESSION_S, own_broker
 STALL_S_MAX = 30.0
 #: How long the workers may take to apply what is left once the faults are over (seconds).
 DRAIN_S = 180.0
+#: Where in a run's folder the workers write.
+WORKERS = "workers"
 #: What the feed does before the first fault (seconds).
 WARM_UP_S = 3.0
 
@@ -58,6 +61,7 @@ class Report:
     stall_s_max: float
     stalled: str
     exits: list[int]
+    logs: str = ""
 
     def is_wrong(self) -> bool:
         """Whether a claim does not hold."""
@@ -81,16 +85,23 @@ class Report:
             "stall_seconds_max": round(self.stall_s_max, 2),
             "stalled": self.stalled,
             "exits": self.exits,
+            "logs": self.logs,
             "seconds": round(self.seconds, 1),
         }
 
 
 def play_plan(name: str, seed: int, scale: Scale) -> Report:
-    """Play one of PLANS in a folder that is removed afterwards; SIGTERM ends it as Ctrl-C does, and leaves nothing running."""
+    """Play one of PLANS in a folder that is removed afterwards; SIGTERM ends it as Ctrl-C does, and leaves nothing running.
+
+    Where a claim did not hold, or a worker ended unasked, what the workers wrote is kept: report.logs says where.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as folder:
-        return play(name, PLANS[name], seed, scale, Path(folder))
+        report = play(name, PLANS[name], seed, scale, Path(folder))
+        if not (report.exits or report.is_wrong()):
+            return report
+        return replace(report, logs=shutil.copytree(Path(folder) / WORKERS, tempfile.mkdtemp(prefix=f"chaos-{name}-"), dirs_exist_ok=True))
 
 
 def play(name: str, plan: Plan, seed: int, scale: Scale, folder: Path) -> Report:
@@ -103,7 +114,7 @@ def play(name: str, plan: Plan, seed: int, scale: Scale, folder: Path) -> Report
         stores = plan.stores(folder)
         parts.enter_context(stores)
         settings = IngestSettings(bootstrap, f"{prefix}ingest", prefix, session_timeout_s=SHORT_SESSION_S)
-        fleet = parts.enter_context(Fleet(folder / "workers", settings, stores.url))
+        fleet = parts.enter_context(Fleet(folder / WORKERS, settings, stores.url))
         feed = Feed(bootstrap, prefix, seed, scale.events_per_s, scale.speed)
         with feed, Watch(bootstrap, prefix, lambda: stores.client) as watch:
             world = World(fleet, stores, feed, watch, broker, start_broker, random.Random(seed), settings)  # noqa: S311  # data by a seed, no secret

@@ -13,6 +13,7 @@ import pytest
 from faust.tables.manager import TableManager
 from faust.transport.consumer import Consumer, ThreadDelegateConsumer
 from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
 
 from compose import topics
 from schemas.topics import IMPRESSIONS, SOURCES, Batch, Source
@@ -241,6 +242,18 @@ async def test_the_offset_behind_the_newest_batch_is_committed(kafka_bootstrap: 
     assert found == {"impressions/0": 300, "impressions/1": 200}
 
 
+async def test_a_commit_of_partitions_that_were_taken_away_does_nothing(kafka_bootstrap: str, prefix: str, tmp_path: Path) -> None:
+    """A rebalance between taking a batch and committing it takes them; the worker goes on with those that it has."""
+    async with running(kafka_bootstrap, prefix, tmp_path) as (app, recorder):
+        await until(lambda: len(app.consumer.assignment()) == 2 * len(SOURCES))
+        was_told = await app.consumer._thread.commit({TP(f"{prefix}impressions", 9): 1})  # noqa: SLF001  # where Faust commits
+        fill(kafka_bootstrap, prefix, 1)
+        await recorder.wait_for(1)
+        crashed = app.consumer.crashed
+
+    assert (was_told, crashed) == (False, False)
+
+
 async def test_a_busy_partition_does_not_wait_for_idle_ones(kafka_bootstrap: str, prefix: str, tmp_path: Path) -> None:
     """Records that arrive one after another are handed on at once, not after the broker's long answers for partitions without any."""
     loop = asyncio.get_running_loop()
@@ -286,6 +299,7 @@ def test_faust_is_the_version_that_the_seam_was_cut_for() -> None:
         (ThreadDelegateConsumer, "highwaters", ["self", "partitions"]),
         (driver.Consumer, "_new_consumer_thread", ["self"]),
         (driver.AIOKafkaConsumerThread, "_create_worker_consumer", ["self", "transport"]),
+        (driver.AIOKafkaConsumerThread, "_commit", ["self", "offsets"]),
         (TableManager, "_update_channels", ["self"]),
         (App.__base__, "_new_transport", ["self"]),
         (App.__base__, "_on_agent_error", ["self", "agent", "exc"]),
