@@ -57,8 +57,13 @@ class Profile(NamedTuple):
     value: Content | User | None
 
 
-def decode_events(topic: Topic, records: Sequence[LogRecord], schema_ids: codec.SchemaIds | None = None) -> DecodedEvents:
-    """Decode and check a batch of impressions or of clicks; never raises for what a record holds."""
+def decode_events(
+    topic: Topic, records: Sequence[LogRecord], schema_ids: codec.SchemaIds | None = None, told_before: int = 0
+) -> DecodedEvents:
+    """Decode and check a batch of impressions or of clicks; never raises for what a record holds.
+
+    told_before: bad records before this offset are left out; making them again would take as long as all else that is done with them.
+    """
     ids = {} if schema_ids is None else schema_ids
     log = Values.of(records)
     parts: list[Events] = []
@@ -67,11 +72,11 @@ def decode_events(topic: Topic, records: Sequence[LogRecord], schema_ids: codec.
         found, odd = _read_block(schema, plan, log, rows, skip)
         parts.append(found)
         single[rows] = odd
-    good, bad = _decode_each(topic, records, log, np.flatnonzero(single), ids)
+    good, bad = _decode_each(topic, records, log, np.flatnonzero(single), ids, told_before)
     if good or not parts:
         parts.append(_events_of(good, log))
     events = concat(parts)
-    return _checked(events, records, bad)
+    return _checked(events, records, bad, told_before)
 
 
 def decode_profiles(
@@ -202,16 +207,17 @@ def _read_block(schema: avro.Schema, plan: Ints, log: Values, rows: Ints, skip: 
 
 
 def _decode_each(
-    topic: Topic, records: Sequence[LogRecord], log: Values, rows: Ints, schema_ids: codec.SchemaIds
+    topic: Topic, records: Sequence[LogRecord], log: Values, rows: Ints, schema_ids: codec.SchemaIds, told_before: int
 ) -> tuple[list[tuple[int, Record]], list[BadRecord]]:
-    """The records of some rows, each with its row, and the bad ones."""
+    """The records of some rows, each with its row, and the bad ones that are new."""
     bad: list[BadRecord] = []
     good: list[tuple[int, Record]] = []
     for row, (start, end), named in zip(rows.tolist(), log.spans[rows].tolist(), log.named[rows].tolist(), strict=True):
         try:
             good.append((row, codec.decode(topic, log.raw[start:end], records[row].headers if named else (), schema_ids)))
         except DecodeError as error:
-            bad.append(BadRecord(records[row], error.reason, error.detail))
+            if log.offset[row] >= told_before:
+                bad.append(BadRecord(records[row], error.reason, error.detail))
     return good, bad
 
 
@@ -237,11 +243,12 @@ def _number(value: int | None) -> int:
     return NONE if value is None else max(value, NONE + 1)
 
 
-def _checked(events: Events, records: Sequence[LogRecord], bad: list[BadRecord]) -> DecodedEvents:
+def _checked(events: Events, records: Sequence[LogRecord], bad: list[BadRecord], told_before: int) -> DecodedEvents:
     faults = _faults(events)
     broken = faults < len(FAULTS)
     if broken.any():
-        bad += [BadRecord(records[row], *FAULTS[fault]) for row, fault in zip(events.row[broken], faults[broken], strict=True)]
+        new = broken & (events.offset >= told_before)
+        bad += [BadRecord(records[row], *FAULTS[fault]) for row, fault in zip(events.row[new], faults[new], strict=True)]
     return DecodedEvents(events.where(~broken), bad)
 
 

@@ -30,6 +30,7 @@ from schemas.topics import DEAD_LETTERS, SOURCES
 from streams.agents import add_agents
 from streams.schema_registry import schema_ids
 from streams.transport import App
+from streams.warm import warm
 from streams.worker import Worker
 
 #: How often a worker looks whether the store still has what it acknowledged (seconds): the longest an idle partition stays wrong.
@@ -119,6 +120,7 @@ async def run(settings: IngestSettings, store: OnlineStore, registry: Registry) 
     """
     await asyncio.to_thread(check_topics, settings)
     await Ingest(store, registry).start()
+    await warm(registry)
     asked = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, asked.set)

@@ -44,7 +44,7 @@ def decode(batch: Batch, reading: Reading, schema_ids: SchemaIds) -> Decoded:
 
 
 def _decoded_events(batch: Batch, reading: Reading, start: int, schema_ids: SchemaIds) -> Decoded:
-    events, bad = decode_events(TOPICS[batch.source.topic], batch.records, schema_ids)
+    events, bad = decode_events(TOPICS[batch.source.topic], batch.records, schema_ids, min(reading.sent, reading.lowest))
     if batch.start < start:
         events = events.where(events.offset >= start)
     kept = reading.repeats.drop(events)

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from faust.tables.manager import TableManager
@@ -246,7 +247,8 @@ async def test_a_commit_of_partitions_that_were_taken_away_does_nothing(kafka_bo
     """A rebalance between taking a batch and committing it takes them; the worker goes on with those that it has."""
     async with running(kafka_bootstrap, prefix, tmp_path) as (app, recorder):
         await until(lambda: len(app.consumer.assignment()) == 2 * len(SOURCES))
-        was_told = await app.consumer._thread.commit({TP(f"{prefix}impressions", 9): 1})  # noqa: SLF001  # where Faust commits
+        consumer: Any = app.consumer
+        was_told = await consumer._thread.commit({TP(f"{prefix}impressions", 9): 1})  # noqa: SLF001  # where Faust commits
         fill(kafka_bootstrap, prefix, 1)
         await recorder.wait_for(1)
         crashed = app.consumer.crashed

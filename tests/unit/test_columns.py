@@ -264,3 +264,12 @@ def test_a_dwell_always_has_its_length() -> None:
     frame = event_table(decode_events(CLICKS, [stored(Dwell(request_id="r", user_id="u", item_id="i", ts_ms=1, dwell_ms=0))]).events)
 
     assert frame["dwell_ms"].to_list() == [0]
+
+
+def test_what_was_told_of_before_is_not_made_again() -> None:
+    """Bad records before an offset are left out, whatever is wrong with them; good ones are not."""
+    records = [raw(b"noise", "impressions", 0), stored(impression(request_id=""), 1), stored(impression(), 2)]
+    records += [raw(b"noise", "impressions", 3), stored(impression(request_id=""), 4)]
+    found = decode_events(IMPRESSIONS, records, told_before=3)
+
+    assert (found.events.offset.tolist(), [bad.record.offset for bad in found.bad]) == ([2], [3, 4])
