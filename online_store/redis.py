@@ -54,6 +54,8 @@ class RedisStore:
         """Connects at the first call. Raises SettingsError for a url that is none."""
         self._servers = Servers(url, timeout_s, tls or Tls())
         self._lay_out(registry)
+        # Compiled here: inside the first read it would be taken for a store that does not answer.
+        pack_keys(b"MGET", Keys(np.zeros(0, np.uint8), np.zeros(1, np.int64)))
 
     def _lay_out(self, registry: Registry) -> None:
         self._registry = registry

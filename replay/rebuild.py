@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import NamedTuple
 
 import numpy as np
@@ -54,6 +55,10 @@ class Progress(NamedTuple):
     def seconds_left(self) -> float:
         """If it goes on as it went so far."""
         return self.left / max(self.events_per_s, 1.0)
+
+    def __str__(self) -> str:
+        """For people."""
+        return f"{self.done:,} events, {self.events_per_s:,.0f}/s, {self.left:,} left, {timedelta(seconds=round(self.seconds_left))} to go"
 
 
 @dataclass(slots=True)

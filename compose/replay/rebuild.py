@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, Progress, TextColumn
 
 from compose.replay import SOURCE
 from compose.replay.beginning import beginning
@@ -62,12 +62,15 @@ HANDOVER_S = 5.0
 #: After how long without a change an idle worker's lag is no record's (seconds): marks of transactions have offsets, too.
 UNCHANGED_S = 10.0
 
+#: How a bar reads. said: what of events, how quickly, and how many are left.
+COLUMNS = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[said]}"))
+
 Result = dict[str, Any]
 
 
 def rebuild(settings: Settings, arguments: argparse.Namespace) -> Result:
     """Fill a generation, then keep it up to date until SIGTERM, Ctrl-C, or the end that is asked for."""
-    with Progress(console=Console(stderr=True), disable=arguments.json or not sys.stderr.isatty(), transient=True) as bar:
+    with Progress(*COLUMNS, console=Console(stderr=True), disable=arguments.json or not sys.stderr.isatty(), transient=True) as bar:
         return asyncio.run(_rebuild(settings, arguments, bar))
 
 
@@ -132,9 +135,9 @@ class Filling:
 
     async def fill(self, log: ReadableLog, name: str) -> Filled:
         """Apply what a log holds up to its end as it is now."""
-        settings, task = self.settings, self.bar.add_task(f"{self.generation.name} from {name}", total=None)
+        settings, task = self.settings, self.bar.add_task(f"{self.generation.name} from {name}", total=None, said="")
         ingest = Ingest(self.store, self.registry, schema_ids(settings.schema_registry_url), settings.repeat_offsets, self.generation)
-        return await fill(ingest, log, lambda at: self.bar.update(task, completed=at.done, total=at.done + at.left))
+        return await fill(ingest, log, lambda at: self.bar.update(task, completed=at.done, total=at.done + at.left, said=str(at)))
 
 
 async def _check_join(store: OnlineStore, generation: Generation, kafka: KafkaLog) -> None:
@@ -223,7 +226,7 @@ class Watch:
         """Nothing is seen yet."""
         self.is_caught_up = self.is_current = False
         self._of, self._worker, self._generation = of, worker, generation
-        self._task = of.bar.add_task(f"{generation.name} at the live tail", total=None)
+        self._task = of.bar.add_task(f"{generation.name} at the live tail", total=None, said="")
         self._looked_s = self._current_s = self._changed_s = 0.0
         self._seen: tuple[int | None, int] = (None, 0)
 
@@ -256,8 +259,9 @@ class Watch:
         if lag is None:
             return False
         self._of.lag = lag
-        self._of.bar.update(self._task, completed=self._worker.events_count, total=self._worker.events_count + lag)
-        seen = (lag, self._worker.events_count)
+        count = self._worker.events_count
+        self._of.bar.update(self._task, completed=count, total=count + lag, said=f"{count:,} events, lag {lag:,}")
+        seen = (lag, count)
         if seen != self._seen:
             self._seen, self._changed_s = seen, self._looked_s
         unchanged = self._looked_s - self._changed_s >= UNCHANGED_S and self._worker.app.is_idle

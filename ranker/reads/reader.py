@@ -108,6 +108,16 @@ class Reader:
         self._unknown = self.rows(nothing, now_ms)
         self._near = Near(self._dtype)
         self._nobody = registry.columns(USER, read(self._layouts[USER], [None], 0), 0)[0]
+        self._compile()
+
+    def _compile(self) -> None:
+        """Run once what a read runs through beside the store: compiling takes a process seconds, and a request has none of them."""
+        names, starts, moments = names_of([("", ["nothing"])]), np.array([0, 1], np.int64), np.zeros(1, np.int64)
+        near = Near(self._dtype)
+        ages = near.take(names, 0, moments, NEAR_MS, np.empty(1, self._dtype))
+        _, wanted, _, _ = lacking(names, starts, moments, ages, NEAR_MS)
+        keys_of(Generation(1, self._registry.fingerprint), [(USER, names, wanted), (ITEM, names, wanted)])
+        near.put(names, wanted, self.rows(read(self._layouts[ITEM], [None], moments), moments), 0, moments)
 
     def rows(self, tiles: Tiles, as_of_ms: Ints) -> Rows:
         """Items as they are scored and ordered."""

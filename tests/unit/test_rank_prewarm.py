@@ -16,10 +16,12 @@ from schemas.features import REGISTRY
 from schemas.records import Degraded
 from tests.rankers import GENERATION, POPULAR, Failing, Model, ask, away, fill, hang, on, trained
 
-#: What a process has compiled of the loops that a request runs through, before and after its first request.
+#: What a process has compiled of the loops that a request runs through, when its ranker stands and after the first request.
 COMPILED = """
 import asyncio, pathlib, sys
 from online_store import keys, reading
+from online_store.redis import RedisStore
+from online_store.servers import node
 from ranker import encode
 from ranker.reads import near
 from ranker.slate import arrange
@@ -28,7 +30,7 @@ from tests import rankers
 
 LOOPS = (
     *(near._split, near._take, near._lacking, keys._spell, reading._read, near._put, kernel._fold, kernel._add_up),
-    *(arrange.by_score, encode._write),
+    *(arrange.by_score, encode._write, node._frame),
 )
 
 def compiled():
@@ -38,8 +40,10 @@ async def main():
     model = rankers.trained(pathlib.Path(sys.argv[1]))
     store = rankers.Failing()
     await rankers.fill(store)
-    ranker = await rankers.on(store, model)
+    RedisStore("redis://127.0.0.1:1", rankers.REGISTRY)
+    ranker = rankers.Ranker(store, rankers.REGISTRY, model.bundle)
     before = compiled()
+    await ranker.refresh()
     given = await rankers.ask(ranker)
     print(given.degraded, min(before) > 0, before == compiled())
 

@@ -146,7 +146,7 @@ async def test_who_looks_is_told_how_far_it_is(log: FileLog, monkeypatch: pytest
     monkeypatch.setattr(rebuild, "BATCH_EVENTS_MAX", 1)
 
     assert [(at.done, at.left) for at in await shown(log)] == [(1, 9), (3, 7), (7, 3), (10, 0)]
-    assert (Progress(400, 200, 2.0).events_per_s, Progress(400, 200, 2.0).seconds_left) == (200.0, 1.0)
+    assert str(Progress(400_000, 200_000, 2.0)) == "400,000 events, 200,000/s, 200,000 left, 0:00:01 to go"
 
 
 class Noted(Read):
