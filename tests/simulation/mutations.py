@@ -90,8 +90,8 @@ MUTATIONS = (
     Mutation(
         "lost writes are not noticed",
         (
-            Edit(INGEST, " or standing != [[move.following for move in step.moves] for step in part]", ""),
-            Edit(INGEST, "if (standing[0] < self._readings[source].guards).any():", "if standing is None:"),
+            Edit(INGEST, " if guards == [move.following for move in step.moves]]", "]"),
+            Edit(INGEST, "if (guards < self._readings[source].guards).any()]", "if guards is None]"),
         ),
     ),
     Mutation(

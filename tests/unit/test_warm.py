@@ -54,8 +54,8 @@ asyncio.run(main())
 
 def after(start: str) -> int:
     """How many forms of loops a process compiles for its first batches."""
-    told = subprocess.run([sys.executable, "-c", COMPILED, start], cwd=REPOSITORY, capture_output=True, text=True, check=True)  # noqa: S603
-    return int(told.stdout)
+    command = [sys.executable, "-c", COMPILED, start]
+    return int(subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout)  # noqa: S603  # ours
 
 
 def test_a_warm_worker_compiles_nothing_for_its_first_batches() -> None:
