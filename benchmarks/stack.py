@@ -15,11 +15,12 @@ from compose.stack.local import LocalStack
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """kafka_bootstrap, store_url: where they answer. folder: logs of what runs. store_pid: the store's process."""
+    """kafka_bootstrap, store_url: where they answer. folder: logs of what runs. kafka_pid, store_pid: their processes."""
 
     kafka_bootstrap: str
     store_url: str
     folder: Path
+    kafka_pid: int
     store_pid: int
     store: redis.Redis
 
@@ -49,9 +50,9 @@ def running(to: set[int]) -> Iterator[Stack]:
         try:
             with pinned(to):
                 addresses = local.up()
-            store_pid = local.status().store.pid
-            assert store_pid is not None, "the store answered a moment ago"
+            status = local.status()
+            assert status.kafka.pid is not None and status.store.pid is not None, "both answered a moment ago"  # noqa: PT018  # one claim
             with redis.Redis.from_url(addresses.store_url) as store:
-                yield Stack(addresses.kafka_bootstrap, addresses.store_url, Path(folder), store_pid, store)
+                yield Stack(addresses.kafka_bootstrap, addresses.store_url, Path(folder), status.kafka.pid, status.store.pid, store)
         finally:
             local.down()

@@ -27,9 +27,11 @@ from streams import fetch
 
 #: Where to read each of the newly assigned sources from.
 Positions = Callable[[Sequence[Source]], Awaitable[Mapping[Source, int]]]
-#: How long the broker may hold back an answer while it has nothing to send (milliseconds). A partition that was not asked for in that
-#: request waits as long though it has records: Faust's own 1,500 stalls a busy partition beside idle ones. Less is idle polling.
-FETCH_WAIT_MS = 50
+#: How long the broker may hold back a small answer (milliseconds), so long a live feed's events wait for company. A partition that was not
+#: asked for in that request waits as long: Faust's own 1,500 stalls a busy partition beside idle ones. Less is idle polling.
+FETCH_WAIT_MS = 30
+#: An answer of so many bytes is not held back. Without company every page of impressions is a batch, which costs a live feed twice the time.
+FETCH_BYTES_MIN = 64 << 10
 #: Bytes of one answer of the broker, all partitions together, unless one may have more: a worker holds three times as much of it meanwhile.
 FETCH_BYTES_MAX = 6 << 20
 #: Batches that may be under way: more would wait in memory, taken apart, instead of as the broker sent them.
@@ -47,6 +49,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         fetch.install()
         consumer = super()._create_worker_consumer(transport)
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS  # noqa: SLF001  # the seam: read when the consumer starts
+        consumer._fetch_min_bytes = FETCH_BYTES_MIN  # noqa: SLF001  # as above
         consumer._fetch_max_bytes = max(FETCH_BYTES_MAX, 3 * transport.app.conf.consumer_max_fetch_size // 2)  # noqa: SLF001  # as above
         # What a transactional producer took back was never said: replay and the ranker do not see it either.
         consumer._isolation_level = "read_committed"  # noqa: SLF001  # as above

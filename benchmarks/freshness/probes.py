@@ -5,12 +5,14 @@ moment it was due. A probe is visible when its user's record is: that record is 
 """
 
 import asyncio
+import functools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 from confluent_kafka import Producer
+from numpy.typing import NDArray
 
 from benchmarks import wire
 from benchmarks.feed import Feed
@@ -42,10 +44,14 @@ class Message:
 
 @dataclass(slots=True)
 class Seen:
-    """What came of a run. due_s, latency_s: of each probe, in order of becoming visible. rounds_s: how long each round took."""
+    """What came of a run. due_s, latency_s: of each probe, in order of becoming visible. rounds_s: how long each round took.
+
+    logged_s: of each probe, from when it was due to when Kafka's acknowledgement was seen, by when it was due (seconds).
+    """
 
     due_s: list[float] = field(default_factory=list)
     latency_s: list[float] = field(default_factory=list)
+    logged_s: dict[float, float] = field(default_factory=dict)
     rounds_s: list[float] = field(default_factory=list)
 
 
@@ -78,10 +84,12 @@ async def drive(bootstrap: str, store: OnlineStore, sent: list[Message], rate: i
     while count < len(sent) or waiting:
         round_s = time.perf_counter()
         for number, message in _due(due, count, min(int((round_s - begun_s) * rate), len(sent))):
-            producer.produce(message.topic, message.value, message.key)
             count += 1
-            if message.probe:
-                waiting[message.probe] = begun_s + number / rate
+            if not message.probe:
+                producer.produce(message.topic, message.value, message.key)
+                continue
+            waiting[message.probe] = due_s = begun_s + number / rate
+            producer.produce(message.topic, message.value, message.key, on_delivery=functools.partial(_logged, seen, begun_s, due_s))
         producer.poll(0)
         await _look(store, waiting, seen, begun_s)
         if waiting and time.perf_counter() - next(iter(waiting.values())) > UNSEEN_S:
@@ -90,6 +98,11 @@ async def drive(bootstrap: str, store: OnlineStore, sent: list[Message], rate: i
         await asyncio.sleep(max(ROUND_S - seen.rounds_s[-1], 0))
     producer.flush()
     return seen
+
+
+def _logged(seen: Seen, begun_s: float, due_s: float, error: object, _: object) -> None:
+    if error is None:
+        seen.logged_s[due_s - begun_s] = time.perf_counter() - due_s
 
 
 def _due(messages: Iterator[Message], first: int, until: int) -> Iterator[tuple[int, Message]]:
@@ -110,10 +123,16 @@ async def _look(store: OnlineStore, waiting: dict[bytes, float], seen: Seen, beg
 def quantiles(seen: Seen, warm_up_s: float) -> dict[str, float]:
     """Latencies of the probes that were due after the warm-up, milliseconds."""
     latency_ms = np.array(seen.latency_s)[np.array(seen.due_s) >= warm_up_s] * 1000
-    named = {f"latency_ms_p{quantile}": float(np.percentile(latency_ms, quantile)) for quantile in (50, 90, 99)}
+    logged_ms = np.array([taken_s for due_s, taken_s in seen.logged_s.items() if due_s >= warm_up_s]) * 1000
     return {
         "probes": len(latency_ms),
-        **{name: round(value, 1) for name, value in named.items()},
-        "latency_ms_max": round(float(latency_ms.max()), 1),
-        "round_ms_p99": round(float(np.percentile(seen.rounds_s, 99)) * 1000, 1),
+        **{f"latency_ms_p{quantile}": _quantile(latency_ms, quantile) for quantile in (50, 90, 99)},
+        "latency_ms_max": _quantile(latency_ms, 100),
+        "logged_ms_p50": _quantile(logged_ms, 50),
+        "logged_ms_p99": _quantile(logged_ms, 99),
+        "round_ms_p99": _quantile(np.array(seen.rounds_s) * 1000, 99),
     }
+
+
+def _quantile(taken_ms: NDArray[np.float64], quantile: int) -> float:
+    return round(float(np.percentile(taken_ms, quantile)), 1)

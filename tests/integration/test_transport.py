@@ -23,11 +23,12 @@ from streams.transport import App
 from tests.workers import committed, send
 
 REPOSITORY = Path(__file__).parents[2]
-#: What we read beside the names below; the first two are what our settings become.
+#: What we read beside the names below; the first three are what our settings become.
 READ = [
     attrgetter(path)
     for path in (
         "consumer._thread._consumer._fetcher._fetch_max_wait_ms",
+        "consumer._thread._consumer._fetcher._fetch_min_bytes",
         "consumer._thread._consumer._fetcher._isolation_level",
         "consumer.flow_active",
         "consumer.can_resume_flow",
@@ -313,9 +314,9 @@ def test_the_names_that_we_override_are_there(owner: type, name: str, parameters
 
 
 async def test_the_attributes_that_we_read_are_there(kafka_bootstrap: str, prefix: str, tmp_path: Path) -> None:
-    """What the seam reads and sets on Faust's and aiokafka's objects is there, and our two settings have reached the fetcher."""
+    """What the seam reads and sets on Faust's and aiokafka's objects is there, and our three settings have reached the fetcher."""
     async with running(kafka_bootstrap, prefix, tmp_path) as (app, _):
         await until(lambda: len(app.consumer.assignment()) == 2 * len(SOURCES))
         found = [read(app) for read in READ]
 
-    assert (found[:2], None in found) == ([50, 1], False)
+    assert (found[:3], None in found) == ([30, 64 << 10, 1], False)
