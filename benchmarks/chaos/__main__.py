@@ -100,7 +100,7 @@ def main() -> int:
         for fault in report.verdict.wrong[:10]:
             sys.stderr.write(f"{report.name}: {fault}\n")
         again = f'make chaos-ingest ARGS="--seed {asked.seed} --scale {asked.scale} --only {report.name}"'
-        sys.stderr.write(f"{report.name} is wrong, or stood still for over {STALL_S_MAX} s: {again}\n")
+        sys.stderr.write(f"{report.name} is wrong, or stood still for over {STALL_S_MAX} s: {again}\nIts workers' logs: {report.logs}\n")
     sys.stdout.write(json.dumps(found) + "\n")
     return int(any(report.is_wrong() for report in reports))
 

@@ -85,7 +85,6 @@ class Report:
             "stall_seconds_max": round(self.stall_s_max, 2),
             "stalled": self.stalled,
             "exits": self.exits,
-            "logs": self.logs,
             "seconds": round(self.seconds, 1),
         }
 
