@@ -30,7 +30,7 @@ Positions = Callable[[Sequence[Source]], Awaitable[Mapping[Source, int]]]
 #: How long the broker may hold back a small answer (milliseconds), so long a live feed's events wait for company. A partition that was not
 #: asked for in that request waits as long: Faust's own 1,500 stalls a busy partition beside idle ones. Less is idle polling.
 FETCH_WAIT_MS = 30
-#: An answer of so many bytes is not held back. Without company each page of impressions is a batch, which costs a live feed twice the time.
+#: An answer of so many bytes is not held back. Without company each page of impressions is a batch: 0.78 of a core instead of 0.47.
 FETCH_BYTES_MIN = 64 << 10
 #: Bytes of one answer of the broker, all partitions together, unless one may have more: a worker holds three times as much of it meanwhile.
 FETCH_BYTES_MAX = 6 << 20
