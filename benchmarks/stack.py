@@ -51,7 +51,8 @@ def running(to: set[int]) -> Iterator[Stack]:
             with pinned(to):
                 addresses = local.up()
             status = local.status()
-            assert status.kafka.pid is not None and status.store.pid is not None, "both answered a moment ago"  # noqa: PT018  # one claim
+            assert status.kafka.pid is not None, "Kafka answered a moment ago"
+            assert status.store.pid is not None, "the store answered a moment ago"
             with redis.Redis.from_url(addresses.store_url) as store:
                 yield Stack(addresses.kafka_bootstrap, addresses.store_url, Path(folder), status.kafka.pid, status.store.pid, store)
         finally:

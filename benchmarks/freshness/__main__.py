@@ -22,7 +22,7 @@ WARM_UP_S = 3.0
 GENERATION = Generation(1, REGISTRY.fingerprint)
 NOTES = (
     "Latency is from the moment an event was due (open loop), not from when it was sent, to when a read of the store shows it.",
-    "logged_ms is the part of it until the producer had Kafka's acknowledgement, so before any worker could know of the event.",
+    "logged_ms is from the same moment to when the sender saw Kafka's acknowledgement; it looks once a round, so a worker may be earlier.",
     f"{PROBES_PER_S} probes a second among the feed's events, looked for every {ROUND_S * 1000:g} ms and a round's own time.",
     f"The first {WARM_UP_S:g} s of each run are warm-up. Producers have librdkafka's defaults, so 5 ms of linger are in each latency.",
     "One worker on one core; Kafka, the store and the sender share the others.",
