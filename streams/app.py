@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from aiokafka.errors import KafkaConnectionError
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 from faust import SASLCredentials, SSLCredentials
@@ -135,9 +136,9 @@ async def run(settings: IngestSettings, store: OnlineStore, registry: Registry) 
 
 
 async def work(worker: Worker, is_over: Callable[[], Awaitable[bool]]) -> int:
-    """Start a worker and let it take batches until it is over. Returns the exit code, as `run` does."""
+    """Start a worker and let it take batches until it is over. Returns the exit code, as `run` does. Raises LogError."""
     app = worker.app
-    await app.start()
+    await _start(app)
     _tame_garbage_collection()
     log.info("ingest is up: group %s on %s", app.conf.id, app.conf.broker)
     while not _crashed(app) and not await is_over():  # noqa: ASYNC110  # Faust tells nobody of a crash: it must be looked at
@@ -147,6 +148,15 @@ async def work(worker: Worker, is_over: Callable[[], Awaitable[bool]]) -> int:
         log.error("ingest cannot go on: %r. Restart it: it goes on where the guards stand.", crash)
     await _stop(app)
     return 1 if crash else 0
+
+
+async def _start(app: App) -> None:
+    """Raise LogError where Kafka went away since its topics were looked for."""
+    try:
+        await app.start()
+    except KafkaConnectionError as error:
+        where = ", ".join(map(str, app.conf.broker))
+        raise LogError(f"{where} went away while ingest began: {error}. Start it again once Kafka is up.") from error
 
 
 def check_topics(settings: IngestSettings) -> None:

@@ -1,5 +1,7 @@
 """Counts stay exact whatever happens to workers, store and broker; and a worker that cannot go on ends."""
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +31,7 @@ from streams.worker import STORE_PATIENCE_S
 from tests.services import free_port
 from tests.workers import (
     GENERATION,
+    REPOSITORY,
     SESSION_TIMEOUT_S,
     SHORT_SESSION_S,
     SOURCE_NAMES,
@@ -360,6 +363,29 @@ def test_a_kafka_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     address = f"127.0.0.1:{free_port()}"
     with pytest.raises(LogError, match=f"Kafka at {address} does not answer"):
         check_topics(IngestSettings(address, "group"))
+
+
+#: A worker's beginning, behind the look for its topics. In a process of its own: Faust leaves a loop and sockets where it cannot start.
+BEGINNING = """
+import asyncio, sys
+from online_store.memory import MemoryStore
+from schemas.features import REGISTRY
+from streams.app import IngestSettings, build, work
+
+async def begin():
+    await work(build(IngestSettings(sys.argv[1], "group"), MemoryStore(REGISTRY), REGISTRY), None)
+
+asyncio.run(begin())
+"""
+
+
+def test_a_kafka_that_went_away_meanwhile_is_named() -> None:
+    """It was there when its topics were looked for; what aiokafka says of it is no advice."""
+    address = f"127.0.0.1:{free_port()}"
+    words = [sys.executable, "-c", BEGINNING, address]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False, cwd=REPOSITORY)  # noqa: S603  # our own command
+
+    assert (done.returncode, f"schemas.errors.LogError: kafka://{address} went away while ingest began" in done.stderr) == (1, True)
 
 
 async def test_patience_with_the_store_ends_before_faust_gives_up_an_assignment(settings: IngestSettings, store_db: str) -> None:
