@@ -31,6 +31,8 @@ from schemas.topics import Batch, Source
 #: Records that one call to the store touches. More would not be done in one call's time where the store is slow, and a batch never; fewer
 #: cost a round trip each. A store that keeps up takes 25 ms for so many.
 KEYS_MAX = 4_000
+#: The same while the store is slow: one that works for 20 ms in four seconds has some calls of these done in their time, and none of those.
+KEYS_SLOW_MAX = 400
 #: How often we look whether a rival has passed us (seconds): its guards of shards without rows move four times a second.
 LOOK_S = 0.05
 #: A call that takes longer (seconds) shows a store that does not keep up, well before a call misses its time.
@@ -232,7 +234,8 @@ class Ingest:
         store that lost writes must not be taken to hold what came before this step. Returns the offsets to read on from, as `apply`.
         """
         readings = {source: self._readings[source] for source in followings}
-        for part in _parts([Step(shard, _moves(shard, readings, followings), found) for shard, found in deltas.items()]):
+        steps = [Step(shard, _moves(shard, readings, followings), found) for shard, found in deltas.items()]
+        for part in _parts(steps, KEYS_SLOW_MAX if self._is_slow else KEYS_MAX):
             standing = await self._write(part)
             if any(self._readings[source] is not reading for source, reading in readings.items()):
                 return await self.positions(list(followings))
@@ -277,14 +280,14 @@ def _moves(shard: int, readings: Mapping[Source, Reading], followings: Mapping[S
     return [move for move in found if move.expected < move.following]
 
 
-def _parts(steps: Sequence[Step]) -> Iterator[list[Step]]:
-    """Steps in their order, so many together that they touch KEYS_MAX records, or one more step than that."""
+def _parts(steps: Sequence[Step], keys_max: int) -> Iterator[list[Step]]:
+    """Steps in their order, so many together that they touch so many records, or one more step than that."""
     part: list[Step] = []
     keys_count = 0
     for step in steps:
         part.append(step)
         keys_count += len(step.deltas.keys)
-        if keys_count >= KEYS_MAX:
+        if keys_count >= keys_max:
             yield part
             part, keys_count = [], 0
     if part:

@@ -37,15 +37,17 @@ class Tiring(MemoryStore):
 
 
 class Slow(MemoryStore):
-    """A store that takes a moment for each call, and notes how many it had at once at most."""
+    """A store that takes a moment for each call, and notes how many it had at once at most, and how many shards in each."""
 
     def __init__(self) -> None:
         super().__init__(REGISTRY)
         self.at_once = self.at_once_max = 0
+        self.shards_counts: list[int] = []
 
     async def apply(self, generation: Generation, steps: Sequence[Step]) -> list[list[int]]:
         """As MemoryStore.apply."""
         self.at_once += 1
+        self.shards_counts.append(len(steps))
         self.at_once_max = max(self.at_once_max, self.at_once)
         await asyncio.sleep(0.02)
         self.at_once -= 1
@@ -93,6 +95,21 @@ async def test_beside_a_slow_store_calls_take_turns(slow_s: float, at_once: int,
     await asyncio.gather(*(take(ingest, one) for one in batches[1:]))
 
     assert store.at_once_max == at_once
+
+
+@pytest.mark.parametrize(("slow_s", "shards_max"), [(0.01, 5), (60.0, 64)])
+async def test_a_slow_store_is_asked_for_less_at_once(slow_s: float, shards_max: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it cannot do in a call's time it would never do: it would be sent again for ever."""
+    monkeypatch.setattr("online_store.ingest.SLOW_S", slow_s)
+    monkeypatch.setattr("online_store.ingest.KEYS_SLOW_MAX", 5)
+    store = Slow()
+    ingest = Ingest(store, REGISTRY)
+    await ingest.positions([Source("impressions", 0)])
+    await take(ingest, batch([stored(impression("u", "i"), 0)]))
+    store.shards_counts = []
+    await take(ingest, batch([stored(impression(f"u{number}", f"i{number}"), number) for number in range(1, 50)]))
+
+    assert (max(store.shards_counts) <= shards_max, len(store.shards_counts) == 1) == (True, shards_max == 64)
 
 
 async def test_who_has_no_window_was_active_all_the_same() -> None:
