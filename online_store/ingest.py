@@ -31,8 +31,9 @@ from schemas.topics import Batch, Source
 #: Records that one call to the store touches. More would not be done in one call's time where the store is slow, and a batch never; fewer
 #: cost a round trip each. A store that keeps up takes 25 ms for so many.
 KEYS_MAX = 4_000
-#: The same while the store is slow: one that works for 20 ms in four seconds has some calls of these done in their time, and none of those.
-KEYS_SLOW_MAX = 400
+#: The same while the store is slow: one that works 20 ms in four seconds does these in a call's time, and not those. As many as a bulk
+#: store merges: with fewer, a rebuild would go the long way.
+KEYS_SLOW_MAX = 500
 #: How often we look whether a rival has passed us (seconds): its guards of shards without rows move four times a second.
 LOOK_S = 0.05
 #: A call that takes longer (seconds) shows a store that does not keep up, well before a call misses its time.
