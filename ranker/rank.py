@@ -2,9 +2,9 @@
 
     request -> read (user and candidates, near cache before store) -> matrix -> score -> calibrate -> slate -> response
 
-Requests that are there at once go through it as one batch: one read, one matrix, one scoring call (ranker/batch.py). While the store reads
-for one batch, the one before it is scored. A request is always answered inside its deadline: what cannot be read or scored in time falls
-back, and `degraded` says how far. The answer to a request_id is kept; asked again, the same bytes come back.
+Requests that are there at once go through it as one batch: one read, one matrix, one scoring call (ranker/batch.py). A request is always
+answered inside its deadline: what cannot be read or scored in time falls back, and `degraded` says how far. The answer to a request_id is
+kept; asked again, the same bytes come back.
 """
 
 import asyncio
@@ -35,8 +35,10 @@ SEND_SHARE = 0.25
 #: What keeping an answer is given though its deadline is near or over (milliseconds): asked again, it should be the same. Ten times what a
 #: store near by takes; more would hold up a backlog while the store hangs.
 KEEP_MS_MIN = 3
-#: Reads begin so far apart at least (seconds), and who comes meanwhile shares the next, at little cost. More would be felt.
+#: How long after a batch is ranked the next read begins (seconds), and who comes meanwhile shares it, at little cost. More would be felt.
 WINDOW_S = 0.002
+#: So many begin a read at once, while the batch before is ranked: what any batch costs is little for each of them.
+SHARED_COUNT = 16
 #: Requests of one batch. More would let the first of them wait for the scoring of the last.
 BATCH_COUNT_MAX = 64
 #: Requests that may wait for a batch, and how long the first of them may have (seconds): a read that hangs, and some. Past either one is
@@ -91,8 +93,7 @@ class Ranker:
         One that is cancelled is not ranked any more, unless another one waits for the same answer.
         """
         key = answer_key(request.tenant, request.request_id)
-        kept = self._answers.find(key)
-        if kept is not None:
+        if (kept := self._answers.find(key)) is not None:
             metrics.REPEATS.inc()
             return Answer(kept, None)
         call = self._calls.get(key)
@@ -168,18 +169,18 @@ class Ranker:
         self._settle([call], [self._served(call).pipeline.by_popularity(call.asked)])
 
     async def _read_all(self) -> None:
-        """Read batch after batch; each is ranked while the store reads for the next."""
+        """Read batch after batch. Where many wait, the store reads for the next while each is ranked."""
         try:
             while self._waiting:
                 soon_s = self._next_read_s - time.perf_counter()
-                if soon_s > 0 and len(self._waiting) < BATCH_COUNT_MAX:
+                if soon_s > 0 and len(self._waiting) < SHARED_COUNT:
                     await asyncio.sleep(soon_s)
-                self._next_read_s = time.perf_counter() + WINDOW_S
                 batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH_COUNT_MAX))]
                 wanted = [call for call in batch if self._is_wanted(call)]
                 if wanted:
                     metrics.QUEUE.observe(time.perf_counter() - wanted[0].received_s)
                     await self._read(wanted)
+                    self._next_read_s = time.perf_counter() + WINDOW_S
         finally:
             self._is_reading = False
 
@@ -200,7 +201,7 @@ class Ranker:
         except (TimeoutError, StoreError) as error:
             await self._unread(batch, error)
             return
-        if self._waiting:  # the next read begins first
+        if len(self._waiting) >= SHARED_COUNT:  # the next read begins first
             asyncio.get_running_loop().call_soon(self._rank, batch, known)
         else:
             self._rank(batch, known)
@@ -211,9 +212,8 @@ class Ranker:
         """Fall back; where a record is at fault, only those fall back that asked for it."""
         cause = cause_of(error)
         if cause == "record" and len(batch) > 1:
-            for call in batch:
-                if self._is_wanted(call):
-                    await self._read([call])
+            for call in filter(self._is_wanted, batch):
+                await self._read([call])
         else:
             self._fall_back(batch, cause)
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from online_store.keys import Entity, record_key
-from ranker.rank import Answer, Ranker
+from ranker.rank import SHARED_COUNT, Answer, Ranker
 from ranker.reads import breaker
 from ranker.reads.breaker import FAILURES_MAX
 from ranker.reads.near import NEAR_MS
@@ -78,7 +78,7 @@ async def test_requests_that_come_at_once_share_a_read(ranker: Ranker, store: Wa
 
 
 async def test_requests_of_one_window_share_a_read(ranker: Ranker, store: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a quiet moment one is read for at once; those that come one after the other within the window of that read share the next."""
+    """After a quiet moment one is read for at once; those that come one after the other within the window behind it share the next."""
     monkeypatch.setattr("ranker.rank.WINDOW_S", 1.0)
     monkeypatch.setattr("ranker.rank.WAITING_S_MAX", 5.0)
     asked = []
@@ -88,6 +88,17 @@ async def test_requests_of_one_window_share_a_read(ranker: Ranker, store: Watche
     await asyncio.gather(*asked)
 
     assert [sum(not key.startswith(ITEM_KEY) for key in keys) for keys in store.reads] == [1, 4]
+
+
+async def test_many_who_wait_are_read_for_at_once(ranker: Ranker, store: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within the window of a batch before them, which is for those to share who come one after the other."""
+    monkeypatch.setattr("ranker.rank.WINDOW_S", 3_600.0)
+    await ask(ranker, "i1", request_id="before")
+    wishes: list[Wish] = [(("i1",), {"user_id": f"u{number}"}) for number in range(SHARED_COUNT)]
+    answers = await all_of(ranker, *wishes)
+
+    assert {response(answer.response).degraded for answer in answers} == {Degraded.NONE}
+    assert [sum(not key.startswith(ITEM_KEY) for key in keys) for keys in store.reads] == [1, SHARED_COUNT]
 
 
 async def test_each_request_gets_its_own_slate(ranker: Ranker) -> None:
