@@ -10,7 +10,6 @@ in every generation, and so do dead letters: who goes over to another generation
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -251,9 +250,9 @@ class Ingest:
         return dict(followings)
 
     async def _write(self, part: Sequence[Step]) -> list[list[int]]:
-        """Call the store. While it is slow calls take turns: two beside each other would take twice as long, and both miss their time."""
+        """Call the store, one call at a time: with several before it, a rank request's read would not be answered in its time."""
         assert self.generation is not None, "positions() comes first"
-        async with self._turn if self._is_slow else nullcontext():
+        async with self._turn:
             loop = asyncio.get_running_loop()
             began = loop.time()
             try:

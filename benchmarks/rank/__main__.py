@@ -5,6 +5,8 @@ import asyncio
 import dataclasses
 import functools
 import itertools
+import os
+import signal
 import sys
 import tempfile
 import time
@@ -35,8 +37,10 @@ CLOSED_S = 4.0
 SPIKE_S = 30.0
 #: A smaller world than --scale leaves has no 200 candidates to draw.
 ITEMS_COUNT_MIN = 2_000
+#: Titles of rows without a feed beside end so.
+NO_FEED = ", no feed"
 #: Titles of the rows that are set beside peers end so: all candidates, half load.
-OWN_ROWS = f", {CANDIDATES} candidates, 50%"
+OWN_ROWS = tuple(f", {CANDIDATES} candidates, 50%{end}" for end in ("", NO_FEED))
 #: Seconds over which the store's use by ingest alone is measured.
 IDLE_S = 5.0
 #: How long ingest has to catch up with its feed before that (seconds).
@@ -46,6 +50,7 @@ NOTES = (
     "One `millstream serve` process on one core. The store, Kafka, ingest, its feed and the generator share the other cores.",
     "On a machine of two cores they are on one: at high rates they, not the ranker, may be what saturates (generator_core_share).",
     f"Ingest takes {FEED_EVENTS_PER_S:,} events/s all the while; what the store uses for that alone is measured first and taken off.",
+    "Rows that say `no feed` are without it: there the store, on a machine of two cores, need not wait for ingest, its feed and Kafka.",
     f"Each request has another user and other candidates (Zipf, as the feed's items) and asks for {PAGE_ITEMS} items.",
     "Rates are open loops with Poisson arrivals; latency counts from when a request was due. Every answer is looked into.",
     "saturation_rps: full answers a second in the best of closed loops (8 to 64 under way) with at most 1 % degraded.",
@@ -71,19 +76,25 @@ COLUMNS = (
 class Bench:
     """One world, rows of runs."""
 
-    def __init__(self, world: World, cores: tuple[set[int], set[int]], arguments: argparse.Namespace, store_idle_share: float) -> None:
-        """Nothing is measured yet. cores: the ranker's, everything else's."""
+    def __init__(
+        self, world: World, cores: tuple[set[int], set[int]], arguments: argparse.Namespace, feed_pid: int, seeds: Iterator[int]
+    ) -> None:
+        """Nothing is measured yet but what the store uses without requests.
+
+        cores: the ranker's, everything else's. feed_pid: the process that feeds ingest. seeds: of runs, each another.
+        """
         self.world = world
         self.cores = cores
         self.arguments = arguments
-        self.store_idle_share = store_idle_share
+        self.feed_pid = feed_pid
+        self.store_idle_share = _store_idle_share(world.stack)
         self.rows: dict[str, results.Result] = {}
-        self._seeds = itertools.count(arguments.seed * 1_000)
+        self.seeds = seeds
         self._saturations: dict[tuple[str, int, int], float] = {}
 
     def task(self, server: Server, front_end: str, seconds: float, candidates: int = CANDIDATES, rate: float = 0) -> Task:
         """A run that no other is like: its requests are drawn anew."""
-        seed = next(self._seeds)
+        seed = next(self.seeds)
         return Task(
             front_end=front_end,
             address=server.addresses[front_end],
@@ -180,11 +191,26 @@ def outage(bench: Bench) -> None:
                 bench.add(f"{name}, store {kind}", functools.partial(faults.measure, server, task, gone, doing), 1)
 
 
+def no_feed(bench: Bench) -> None:
+    """The rates of each front end once more, with nothing for ingest to do."""
+    os.kill(bench.feed_pid, signal.SIGSTOP)
+    try:
+        quiet = Bench(bench.world, bench.cores, bench.arguments, bench.feed_pid, bench.seeds)
+        for name in FRONT_ENDS:
+            with serving(bench.world, bench.cores) as server:
+                for share in SHARES:
+                    quiet.at(server, name, share)
+    finally:
+        os.kill(bench.feed_pid, signal.SIGCONT)
+    bench.rows |= {title + NO_FEED: row for title, row in quiet.rows.items()}
+
+
 PARTS: dict[str, Callable[[Bench], None]] = {
     "peers": peers,
     **{name: functools.partial(front_end, name) for name in FRONT_ENDS},
     "spike": spike,
     "outage": outage,
+    "no-feed": no_feed,
 }
 
 
@@ -194,8 +220,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     cores = machine.cores()
     with running(cores[1]) as stack, machine.pinned(cores[1]):
         world = _world(stack, arguments)
-        with fed(world, cores[1]):
-            bench = Bench(world, cores, arguments, _store_idle_share(stack))
+        with fed(world, cores[1]) as feed:
+            bench = Bench(world, cores, arguments, feed.pid, itertools.count(arguments.seed * 1_000))
             for part in arguments.only or PARTS:
                 PARTS[part](bench)
     found = compared_with_peers(bench.rows)
@@ -228,7 +254,7 @@ def _world(stack: Stack, arguments: argparse.Namespace) -> World:
 
 
 def _store_idle_share(stack: Stack) -> float:
-    """Of a core, what the store uses for ingest alone."""
+    """Of a core, what the store uses without requests."""
     time.sleep(SETTLE_S)
     begun_s, used_s = time.monotonic(), cpu_s(stack.store_pid)
     time.sleep(IDLE_S)

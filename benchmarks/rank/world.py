@@ -141,12 +141,13 @@ def labels(features: Floats, seed: int) -> NDArray[np.bool_]:
 
 
 @contextmanager
-def fed(world: World, cores: set[int]) -> Iterator[None]:
-    """Ingest runs at FEED_EVENTS_PER_S, on these cores."""
+def fed(world: World, cores: set[int]) -> Iterator[subprocess.Popen[bytes]]:
+    """Ingest runs at FEED_EVENTS_PER_S, on these cores; the process that feeds it."""
     ingest = [sys.executable, "-m", "compose.cli", "ingest"]
     feed = [sys.executable, "-m", "benchmarks.rank.feed", world.stack.kafka_bootstrap, world.prefix, str(FEED_EVENTS_PER_S)]
-    with process(world.stack, "ingest", ingest, world.settings(), cores), process(world.stack, "feed", feed, dict(os.environ), cores):
-        yield
+    with ExitStack() as closing:
+        closing.enter_context(process(world.stack, "ingest", ingest, world.settings(), cores))
+        yield closing.enter_context(process(world.stack, "feed", feed, dict(os.environ), cores))
 
 
 @contextmanager

@@ -153,7 +153,10 @@ def test_peers_are_compared_by_requests_a_core_second() -> None:
     rows = {
         "peer": {"client_cpu_ms": {"median": 10.0}},
         "kafka, 200 candidates, 50%": {"ranker_cpu_ms": {"median": 0.5}},
+        "kafka, 200 candidates, 50%, no feed": {"ranker_cpu_ms": {"median": 0.4}},
         "kafka, 25 candidates, 50%": {"ranker_cpu_ms": {"median": 0.1}},
     }
 
-    assert compared_with_peers(rows) == {"kafka, 200 candidates, 50%": {"peer": 20.0}}
+    found = compared_with_peers(rows)
+
+    assert found == {"kafka, 200 candidates, 50%": {"peer": 20.0}, "kafka, 200 candidates, 50%, no feed": {"peer": 25.0}}

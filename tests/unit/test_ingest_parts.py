@@ -1,4 +1,4 @@
-"""A batch goes to the store part by part: what the store took before it went away is taken. Beside a slow store batches take turns."""
+"""A batch goes to the store part by part: what the store took before it went away is taken. Batches take turns."""
 
 import asyncio
 from collections.abc import Sequence
@@ -82,19 +82,16 @@ async def test_what_the_store_took_is_not_sent_again(log: Logs, monkeypatch: pyt
     assert await dump(store) == await replayed(log)
 
 
-@pytest.mark.parametrize(("slow_s", "at_once"), [(0.01, 1), (60.0, 2)])
-async def test_beside_a_slow_store_calls_take_turns(slow_s: float, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two batches are with a store that keeps up at the same time; one after the other with a store whose last call was slow."""
-    monkeypatch.setattr("online_store.ingest.SLOW_S", slow_s)
+async def test_calls_take_turns() -> None:
+    """Of two batches one waits for the other: who reads meanwhile has one call before them, not all of them."""
     store = Slow()
     ingest = Ingest(store, REGISTRY)
     sources = [Source("impressions", partition) for partition in range(3)]
     await ingest.positions(sources)
     batches = [batch([stored(impression("u", "i"), 0, source.partition)]) for source in sources]
-    await take(ingest, batches[0])
-    await asyncio.gather(*(take(ingest, one) for one in batches[1:]))
+    await asyncio.gather(*(take(ingest, one) for one in batches))
 
-    assert store.at_once_max == at_once
+    assert store.at_once_max == 1
 
 
 @pytest.mark.parametrize(("slow_s", "shards_max"), [(0.01, 5), (60.0, 64)])
