@@ -1,4 +1,4 @@
-"""A batch goes to the store part by part: what the store took before it went away is taken. Batches take turns."""
+"""A batch goes to the store part by part: what the store took before it went away is taken. Small calls take turns."""
 
 import asyncio
 from collections.abc import Sequence
@@ -82,16 +82,20 @@ async def test_what_the_store_took_is_not_sent_again(log: Logs, monkeypatch: pyt
     assert await dump(store) == await replayed(log)
 
 
-async def test_calls_take_turns() -> None:
-    """Of two batches one waits for the other: who reads meanwhile has one call before them, not all of them."""
+@pytest.mark.parametrize(("keys_max", "slow_s", "at_once"), [(4_000, 60.0, 1), (1, 60.0, 2), (1, 0.01, 1)])
+async def test_small_calls_take_turns(keys_max: int, slow_s: float, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who reads meanwhile has one of them before it. Large ones take none, unless the last call was slow."""
+    monkeypatch.setattr("online_store.ingest.KEYS_MAX", keys_max)
+    monkeypatch.setattr("online_store.ingest.SLOW_S", slow_s)
     store = Slow()
     ingest = Ingest(store, REGISTRY)
     sources = [Source("impressions", partition) for partition in range(3)]
     await ingest.positions(sources)
     batches = [batch([stored(impression("u", "i"), 0, source.partition)]) for source in sources]
-    await asyncio.gather(*(take(ingest, one) for one in batches))
+    await take(ingest, batches[0])
+    await asyncio.gather(*(take(ingest, one) for one in batches[1:]))
 
-    assert store.at_once_max == 1
+    assert store.at_once_max == at_once
 
 
 @pytest.mark.parametrize(("slow_s", "shards_max"), [(0.01, 5), (60.0, 64)])
