@@ -192,7 +192,7 @@ def outage(bench: Bench) -> None:
 
 
 def no_feed(bench: Bench) -> None:
-    """The rates of each front end once more, with nothing for ingest to do."""
+    """Each front end at the same shares of what it can do with nothing for ingest to do."""
     os.kill(bench.feed_pid, signal.SIGSTOP)
     try:
         quiet = Bench(bench.world, bench.cores, bench.arguments, bench.feed_pid, bench.seeds)
