@@ -44,7 +44,7 @@ class Model(NamedTuple):
 
 
 class Failing(MemoryStore):
-    """A store whose reads, or whose keeping of answers, fail as told: `wait` hangs, `fail` raises."""
+    """A store whose reads, or whose keeping of answers, fail as told: `hang` and `slow` take their time, others raise."""
 
     def __init__(self) -> None:
         super().__init__(REGISTRY)
@@ -71,12 +71,18 @@ async def suffer(fault: Callable[[], object] | None) -> None:
     await asyncio.sleep(0)
     if fault is hang:
         await asyncio.sleep(3_600)
-    if fault:
+    elif fault is slow:
+        await asyncio.sleep(2 * BUDGETS.store_ms / 1000)
+    elif fault:
         fault()
 
 
 def hang() -> None:
     """The server is there and says nothing."""
+
+
+def slow() -> None:
+    """The server answers, but past the budget."""
 
 
 def away() -> None:

@@ -1,10 +1,12 @@
 """What a batch of requests must know, in one read of the store: its users, and those items that were not read just now.
 
 Requests that arrive together share a read, and an item that several want is read once. Reads follow one another: what one brought is near
-when the next begins, so that nothing is being read twice.
+when the next begins, so that nothing is being read twice. A read that is late is not waited for, but what it brings is near, too.
 """
 
 import asyncio
+import contextlib
+import functools
 import itertools
 import random
 import time
@@ -22,17 +24,20 @@ from online_store.store import OnlineStore
 from ranker import encode, metrics
 from ranker.budgets import Budgets
 from ranker.reads.backfill import Backfill
-from ranker.reads.breaker import Breaker
+from ranker.reads.breaker import PAUSE_S_MAX, Breaker
 from ranker.reads.near import NEAR_MS, NEVER, STALE_MS_MAX, Near, Rows, lacking, names_of
 from ranker.score import Scorer
 from ranker.slate.slate import Viewer
 from schemas.aggregates import IMPRESSIONS, ITEM, USER, Tiles
-from schemas.errors import StoreAwayError
+from schemas.errors import StoreAwayError, StoreError
 from schemas.features import Registry
 from schemas.records import RankRequest
 
 #: A read that lost its connection is tried once more, after up to this (milliseconds): a restart closed it, and the next may hold.
 RETRY_MS_MAX = 3
+#: How long past its budget a read may go on, for the near cache alone (seconds): as long as a store is left alone at most, so that few do
+#: at once. Without it a store that is slow would be asked for the same again, and nothing of it would ever be near.
+LATE_S = PAUSE_S_MAX
 #: A read that is given up this many times later than it should be says that this process stood still, not the store.
 LATE = 2
 
@@ -73,6 +78,16 @@ class Read(NamedTuple):
     def words(self) -> NDArray[np.uint64]:
         """What the model made of the candidates, uint64 [n, T or more]: rows as they lie in memory, for FOLDED comes first."""
         return _words(self.items)
+
+
+class Lack(NamedTuple):
+    """Items to be read, for `near`. wanted, as_of_ms: int64 [w], which of the names, and as of when. read_ms: by the clock."""
+
+    near: Near
+    names: Names
+    wanted: Ints
+    as_of_ms: Ints
+    read_ms: int
 
 
 class Reader:
@@ -212,32 +227,57 @@ class Reader:
         items, near, applied = np.empty(len(moments), self._dtype), self._near, self._applied_before
         ages = near.take(names, now_ms, moments, NEAR_MS, items)
         rows, wanted, of, stale_ms = lacking(names, starts, moments, ages, NEAR_MS)
-        as_of_ms = moments[wanted]
-        raws = await self._fetch(generation, batch, names, wanted)
+        lack = Lack(near, names, wanted, moments[wanted], now_ms)
+        raws = await self._fetch(generation, batch, lack)
         users = read(self._layouts[USER], raws[: len(batch)], of_users)
         of_items = raws[len(batch) :]
         if self._backfill:
-            await self._backfill.fill([entity_named(ITEM, name) for name in names.of(wanted)], of_items, as_of_ms)
-        found = self.rows(read(self._layouts[ITEM], of_items, as_of_ms), as_of_ms)
-        near.put(names, wanted, found, now_ms, as_of_ms)
+            await self._backfill.fill([entity_named(ITEM, name) for name in names.of(wanted)], of_items, lack.as_of_ms)
+        found = self._put(lack, of_items)
         items[rows] = found[of]
         ids = list(itertools.chain.from_iterable([asked.item_ids for asked in batch]))
         new_ids = [ids[row] for row in wanted.tolist()]
         return Read(items, starts, self._registry.columns(USER, users, of_users), _viewers(users), stale_ms, new_ids, found, applied)
 
-    async def _fetch(self, generation: Generation, batch: Sequence[Asked], items: Names, wanted: Ints) -> list[bytes | None]:
-        """The records of the batch's users, and behind them those of the items that are wanted."""
+    async def _fetch(self, generation: Generation, batch: Sequence[Asked], lack: Lack) -> list[bytes | None]:
+        """The records of the batch's users, and behind them those of the items that it lacks. Raises TimeoutError past the budget."""
         users = names_of([(asked.request.tenant, [asked.request.user_id]) for asked in batch])
-        return await self._values(keys_of(generation, [(USER, users, np.arange(len(batch))), (ITEM, items, wanted)]))
+        keys = keys_of(generation, [(USER, users, np.arange(len(batch))), (ITEM, lack.names, lack.wanted)])
+        asking = asyncio.create_task(self._values(keys))
+        try:
+            async with asyncio.timeout(self._budgets.store_ms / 1000):
+                return await asyncio.shield(asking)
+        except TimeoutError:
+            asking.add_done_callback(functools.partial(self._take_late, lack, len(batch)))
+            raise
+        finally:
+            # A failure refers to this frame, and the task to the failure: named here it would be a cycle, with all keys in it.
+            del asking
 
     async def _values(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """What stands under keys; asked once more where the connection was lost at once. Raises TimeoutError past the budget."""
-        async with asyncio.timeout(self._budgets.store_ms / 1000):
+        """What stands under keys; asked once more where the connection was lost at once."""
+        async with asyncio.timeout(self._budgets.store_ms / 1000 + LATE_S):
             try:
                 return await self._store.read(keys)
             except StoreAwayError:
                 await asyncio.sleep(random.uniform(0, RETRY_MS_MAX) / 1000)  # noqa: S311  # spreads load, keeps no secret
                 return await self._store.read(keys)
+
+    def _take_late(self, lack: Lack, users_count: int, asked: asyncio.Future[list[bytes | None]]) -> None:
+        """Keep what came past the budget. What is not in the store may be in the snapshot, which there is no time for: it stays unread."""
+        if asked.cancelled() or asked.exception():
+            return
+        self._breaker.answered_late(time.monotonic())
+        of_items = asked.result()[users_count:]
+        there = np.array([row for row, raw in enumerate(of_items) if raw is not None], np.int64)
+        with contextlib.suppress(StoreError):  # whoever reads that record in time is told
+            self._put(lack._replace(wanted=lack.wanted[there], as_of_ms=lack.as_of_ms[there]), [raw for raw in of_items if raw is not None])
+
+    def _put(self, lack: Lack, raws: Sequence[bytes | None]) -> Rows:
+        """What records say of the items, which is near from now on."""
+        found = self.rows(read(self._layouts[ITEM], raws, lack.as_of_ms), lack.as_of_ms)
+        lack.near.put(lack.names, lack.wanted, found, lack.read_ms, lack.as_of_ms)
+        return found
 
 
 def _words(rows: Rows) -> NDArray[np.uint64]:

@@ -2,7 +2,7 @@
 
 import itertools
 
-from ranker.reads.breaker import FAILURES_MAX, PAUSE_S_MAX, Breaker
+from ranker.reads.breaker import FAILURES_MAX, PAUSE_S, PAUSE_S_MAX, Breaker
 
 #: After an outage answers are to be full again within this (seconds).
 FULL_AGAIN_S = 2.0
@@ -42,6 +42,16 @@ def test_an_answer_opens_the_way() -> None:
     breaker.succeeded()
 
     assert [breaker.allows(PAUSE_S_MAX), breaker.failures] == [True, 0]
+
+
+def test_a_late_answer_is_no_silence() -> None:
+    """The store is asked again soon, though its silences were many, and after the next failure as well."""
+    breaker = failing(50)
+    breaker.answered_late(0.0)
+    soon = breaker.allows(PAUSE_S)
+    breaker.failed(PAUSE_S)
+
+    assert (soon, breaker.allows(2 * PAUSE_S)) == (True, True)
 
 
 def test_pauses_grow_to_a_bound() -> None:

@@ -12,8 +12,9 @@ from ranker.rank import SHARED_COUNT, Answer, Ranker
 from ranker.reads import breaker
 from ranker.reads.breaker import FAILURES_MAX
 from ranker.reads.near import NEAR_MS
+from ranker.reads.reader import LATE_S
 from schemas.records import Degraded
-from tests.rankers import GENERATION, Failing, Model, ask, away, fill, on, request, response, trained
+from tests.rankers import GENERATION, Failing, Model, ask, away, fill, on, request, response, slow, trained
 from tests.worlds import NOW_MS
 
 ITEM_KEY = b"item:"
@@ -116,6 +117,22 @@ async def test_what_was_read_just_now_is_not_read_again(ranker: Ranker, store: W
     await ask(ranker, "i1", "i2", "i3")
 
     assert [len(keys) for keys in store.reads] == [3, 2]
+
+
+@pytest.mark.parametrize(("spoilt", "again"), [(None, ["x"]), ("i2", ["i1", "i2", "x"])])
+async def test_what_came_late_is_not_read_again(ranker: Ranker, store: Watched, spoilt: str | None, again: list[str]) -> None:
+    """What was there, that is, and if all of it was a record: who reads the others in time sees to them."""
+    faults: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
+    store.read_fault = slow
+    store.spoilt = record_key(GENERATION, Entity("", "item", spoilt)) if spoilt else None
+    await ask(ranker, "i1", "i2", "x", request_id="late")
+    await asyncio.sleep(LATE_S)
+    store.read_fault = store.spoilt = None
+    store.reads.clear()
+    await ask(ranker, "i1", "i2", "x")
+
+    assert (store.items_read, faults) == ([record_key(GENERATION, Entity("", "item", item)) for item in again], [])
 
 
 async def test_what_is_asked_as_of_another_moment_is_read_again(ranker: Ranker, store: Watched) -> None:

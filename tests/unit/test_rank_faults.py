@@ -25,10 +25,14 @@ from tests.rankers import (
     on,
     request,
     response,
+    slow,
     spoilt,
     telemetry,
     trained,
 )
+
+#: What no test waits for in vain (seconds).
+PATIENCE_S = 30.0
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +89,19 @@ async def test_without_the_store_what_was_read_lately_is_scored(ranker: Ranker, 
     given = await ask(ranker)
 
     assert (given.degraded, ids(given)) == (Degraded.STALE, ids(before))
+
+
+async def test_what_comes_late_is_near_for_the_next(ranker: Ranker, store: Failing) -> None:
+    """A request that a slow store was late for goes by popularity; what was read for it is scored when the store is away after that."""
+    store.read_fault = slow
+    given = [await ask(ranker, request_id="late")]
+    store.read_fault = away
+    async with asyncio.timeout(PATIENCE_S):
+        while (last := await ask(ranker, request_id=f"r{len(given)}")).degraded != Degraded.STALE:
+            given.append(last)
+            await asyncio.sleep(0.01)
+
+    assert {one.degraded for one in given} == {Degraded.POPULARITY}
 
 
 @pytest.mark.parametrize(("read_fault", "keep_fault"), [(hang, hang), (hang, None), (None, hang)])
