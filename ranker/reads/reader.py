@@ -255,17 +255,20 @@ class Reader:
             del asking
 
     async def _values(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """What stands under keys; asked once more where the connection was lost at once."""
-        async with asyncio.timeout(self._budgets.store_ms / 1000 + LATE_S):
-            try:
-                return await self._store.read(keys)
-            except StoreAwayError:
-                await asyncio.sleep(random.uniform(0, RETRY_MS_MAX) / 1000)  # noqa: S311  # spreads load, keeps no secret
-                return await self._store.read(keys)
+        """What stands under keys, asked once more where the connection was lost at once; nothing where it is too late for anybody."""
+        # Raised, a time that is over would refer to its task, and the task to it: a cycle, with all keys in it.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._budgets.store_ms / 1000 + LATE_S):
+                try:
+                    return await self._store.read(keys)
+                except StoreAwayError:
+                    await asyncio.sleep(random.uniform(0, RETRY_MS_MAX) / 1000)  # noqa: S311  # spreads load, keeps no secret
+                    return await self._store.read(keys)
+        return []
 
     def _take_late(self, lack: Lack, users_count: int, asked: asyncio.Future[list[bytes | None]]) -> None:
         """Keep what came past the budget. What is not in the store may be in the snapshot, which there is no time for: it stays unread."""
-        if asked.cancelled() or asked.exception():
+        if asked.cancelled() or asked.exception() or not asked.result():
             return
         self._breaker.answered_late(time.monotonic())
         of_items = asked.result()[users_count:]

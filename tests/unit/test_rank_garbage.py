@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from ranker.rank import Ranker
+from ranker.reads.reader import LATE_S
 from tests.rankers import Failing, Model, ask, away, fill, hang, on, request, spoilt, trained
 
 Play = Callable[[Ranker, Failing, str], Awaitable[None]]
@@ -77,12 +78,12 @@ async def test_an_answered_request_leaves_no_cycle(model: Model, play: Play) -> 
     ranker = await on(store, model)
     await play(ranker, store, "before")
     # What it left under way ends meanwhile.
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(2 * LATE_S)
     gc.collect()
     gc.disable()
     try:
         await play(ranker, store, "again")
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(2 * LATE_S)
         gc.set_debug(gc.DEBUG_SAVEALL)
         gc.collect()
         left = [repr(found)[:200] for found in gc.garbage]
