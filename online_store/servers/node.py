@@ -18,9 +18,6 @@ from schemas.errors import StoreError
 
 #: Connections to one node. A call beyond them waits for one inside its own time; a ranker has at most as many requests under way.
 CONNECTIONS_MAX = 64
-#: How long a connection may rest whose caller gave up (seconds). Letting go of it at once would have the next caller open one, and a busy
-#: server's first answer on a new connection takes several times as long as one on an old.
-REST_S = 0.5
 #: What frames a key of up to 999 bytes: "$", its length, and two ends of lines. A key has an id, a tenant, and some words.
 KEY_FRAME_BYTES_MAX = 8
 #: What OpenSSL calls a failure that does not pass by itself, besides a certificate that it refuses.
@@ -117,11 +114,6 @@ class Connection(asyncio.Protocol):
         if self._answered and not self._answered.done():
             self._answered.set_exception(TimeoutError())
 
-    @property
-    def is_answered(self) -> bool:
-        """Whether all answers are there that were asked for."""
-        return len(self._answers) >= self._wanted
-
     def abort(self) -> None:
         """Let go of it; `gone` tells when."""
         self._transport.abort()
@@ -140,8 +132,6 @@ class Node:
         self._greeting = greeting
         self._role = role
         self._idle: list[Connection] = []
-        #: Whose callers gave up, and until when (the loop's time) each is waited for.
-        self._resting: list[tuple[Connection, float]] = []
         self._free = asyncio.Semaphore(CONNECTIONS_MAX)
 
     async def execute(self, packed: bytes, answers: int) -> list[Any]:
@@ -164,8 +154,6 @@ class Node:
 
     def _has_idle(self) -> bool:
         """Whether a connection is open that nobody uses."""
-        if self._resting:
-            self._look_at_resting()
         while self._idle and self._idle[-1].gone.done():
             self._idle.pop()
         return bool(self._idle)
@@ -175,26 +163,11 @@ class Node:
             connection = self._idle.pop() if self._has_idle() else await self._open()
             try:
                 found = await connection.ask(packed, answers, self._timeout_s)
-            except asyncio.CancelledError:
-                self._resting.append((connection, asyncio.get_running_loop().time() + REST_S))
-                raise
             except BaseException:
                 connection.abort()
                 raise
             self._idle.append(connection)
             return found
-
-    def _look_at_resting(self) -> None:
-        """Who has all answers by now, which nobody waits for, is as good as any; who does not in time is let go of."""
-        now_s = asyncio.get_running_loop().time()
-        resting, self._resting = self._resting, []
-        for connection, until_s in resting:
-            if connection.is_answered:
-                self._idle.append(connection)
-            elif now_s < until_s and len(self._resting) < CONNECTIONS_MAX:
-                self._resting.append((connection, until_s))
-            else:
-                connection.abort()
 
     async def _open(self) -> Connection:
         loop = asyncio.get_running_loop()
@@ -227,8 +200,6 @@ class Node:
 
     async def close(self) -> None:
         """Let go of all connections."""
-        self._idle += [connection for connection, _ in self._resting]
-        self._resting.clear()
         while self._idle:
             connection = self._idle.pop()
             connection.abort()
