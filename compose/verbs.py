@@ -205,7 +205,7 @@ def _now_ms() -> int:
 
 #: How a pointer is moved though something speaks against it.
 MOVING: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("--lag-max", {"type": int, "default": cutover.LAG_COUNT_MAX, "help": "events of Kafka that may be missing in it"}),
+    ("--lag-max", {"type": int, "default": cutover.LAG_COUNT_MAX, "help": "events of the current one that may be missing in it"}),
     ("--force", {"action": "store_true", "help": "go on, and say what is being risked"}),
 )
 GENERATION = ("generation", {"metavar": "GENERATION", "help": "its name, for one g4"})

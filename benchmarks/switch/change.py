@@ -114,7 +114,7 @@ def _switched_and_back(run: Run, parts: ExitStack) -> subprocess.Popen[bytes]:
     run.phases.begin("rebuild")
     begun_s = time.perf_counter()
     keeper = parts.enter_context(world.running("rebuild", "replay", "rebuild", "--features", world.changed))
-    caught_up_s = world.wait(lambda: _is_near(run, world.second), "the rebuild is at the live tail", keeper)
+    caught_up_s = world.wait(lambda: _is_near(run, world.first, world.second), "the rebuild is at the live tail", keeper)
     run.found |= {"rebuild_seconds": round(caught_up_s - begun_s, 1), "events_rebuilt": _applied(world, world.second)}
     run.phases.begin("parity")
     run.found["parity"] = _compared(world)
@@ -122,7 +122,7 @@ def _switched_and_back(run: Run, parts: ExitStack) -> subprocess.Popen[bytes]:
     time.sleep(calm_s)
     run.phases.begin("handover")
     world.wait(lambda: world.said("rebuild").count("ingest is up") > 1, "the rebuild keeps the generation before", keeper)
-    world.wait(lambda: _is_near(run, world.first), "the generation before is at the live tail", keeper)
+    world.wait(lambda: _is_near(run, world.second, world.first), "the generation before is at the live tail", keeper)
     run.switched("rollback", world.first)
     time.sleep(calm_s)
     return keeper
@@ -140,9 +140,9 @@ def _compared(world: World) -> Result:
     return {"tries": tries, "passed": said["passed"], "seconds": said["seconds"], "features_off": said["features_off"], "entities": kinds}
 
 
-def _is_near(run: Run, generation: Generation) -> bool:
+def _is_near(run: Run, current: Generation, generation: Generation) -> bool:
     """Whether a cutover would not be refused for its lag."""
-    return _applied(run.world, generation) > 0 and run.world.lag(generation) <= LAG_COUNT_MAX
+    return _applied(run.world, generation) > 0 and run.world.lag_behind(current, generation) <= LAG_COUNT_MAX
 
 
 def _applied(world: World, generation: Generation) -> int:

@@ -6,10 +6,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from confluent_kafka import Producer
@@ -19,10 +19,11 @@ from benchmarks.rank.world import process
 from benchmarks.stack import Stack
 from benchmarks.switch import asking, feed
 from benchmarks.switch.registries import CHANGES
-from compose.replay.cutover import lags
-from compose.settings import load
+from compose.replay.cutover import lag_behind, lags
+from compose.settings import Settings, load
 from online_store.keys import Generation
 from online_store.redis import RedisStore
+from online_store.store import OnlineStore
 from schemas import codec
 from schemas.errors import MillstreamError
 from schemas.features import REGISTRY, Registry
@@ -37,6 +38,8 @@ CONTENT_COUNT = 5_000
 #: Longer than anything that is waited for takes (seconds).
 PATIENCE_S = 600.0
 LOOK_S = 0.05
+
+T = TypeVar("T")
 
 
 class World:
@@ -145,10 +148,14 @@ class World:
 
     def lag(self, generation: Generation) -> int:
         """How many records a generation lacks of those that were in Kafka a moment ago."""
-        return asyncio.run(self._lag(generation))
+        return asyncio.run(self._looked(lambda settings, store: lags(settings, store, [generation])))[generation]
 
-    async def _lag(self, generation: Generation) -> int:
+    def lag_behind(self, current: Generation, generation: Generation) -> int:
+        """How many records a generation lacks of those that the current one had a moment ago."""
+        return asyncio.run(self._looked(lambda settings, store: lag_behind(settings, store, current, generation)))
+
+    async def _looked(self, look: Callable[[Settings, OnlineStore], Awaitable[T]]) -> T:
         store = RedisStore(self.stack.store_url, REGISTRY)
-        found = await lags(load(self.settings), store, [generation])
+        found = await look(load(self.settings), store)
         await store.close()
-        return found[generation]
+        return found

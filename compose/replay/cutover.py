@@ -25,14 +25,14 @@ from replay.log import KafkaLog
 from schemas.errors import BundleError, GenerationError, SettingsError
 from schemas.topics import SOURCES, Source
 
-#: Events that may be missing in a generation when it becomes current: ingest has them applied within the second that the change takes. More
-#: would show in features, and longer than anybody expects of a cutover.
+#: Events that the current generation has and the next one may lack: ingest has them applied within the second that the change takes. More
+#: would show in features, and longer than anybody expects of a cutover. What neither has applied yet is no reason against it.
 LAG_COUNT_MAX = 1_000
-#: How long it is looked for a moment at which no more is missing (seconds): on a busy machine a live feed is further ahead now and then.
+#: How long it is looked for a moment at which no more is missing (seconds): on a busy machine one is further ahead now, then the other.
 LAG_PATIENCE_S = 5.0
 #: How long after its making a parity report is believed (milliseconds). What ingest has done to both generations since, it has not seen.
 PARITY_AGE_MS_MAX = 3_600_000
-#: How long after Kafka's ends the guards are read (seconds): those of shards without rows follow four times a second.
+#: How long after what a generation should have its guards are read (seconds): those of shards without rows follow four times a second.
 SETTLED_S = 0.6
 
 Result = dict[str, Any]
@@ -63,18 +63,28 @@ async def _generations(settings: Settings, store: OnlineStore) -> Result:
 
 async def lags(settings: Settings, store: OnlineStore, known: Iterable[Generation]) -> dict[Generation, int]:
     """How many events each generation lacks that were in Kafka a moment ago. Raises LogError, StoreError."""
-    log = KafkaLog(settings.kafka_bootstrap, settings.topic_prefix, settings.kafka_security)
-    ends = await asyncio.to_thread(_ends, log)
+    ends = await asyncio.to_thread(_ends, settings)
     await asyncio.sleep(SETTLED_S)
-    found = {}
-    for generation in known:
-        lowest = (await store.guards(generation, list(ends))).min(axis=1).tolist()
-        found[generation] = sum(max(end - guard, 0) for end, guard in zip(ends.values(), lowest, strict=True))
-    return found
+    return {generation: await _lacking(store, generation, ends) for generation in known}
 
 
-def _ends(log: KafkaLog) -> dict[Source, int]:
+async def lag_behind(settings: Settings, store: OnlineStore, current: Generation, generation: Generation) -> int:
+    """How many events a generation lacks that the current one had a moment ago. Raises LogError, StoreError."""
+    sources = list(await asyncio.to_thread(_ends, settings))
+    had = (await store.guards(current, sources)).min(axis=1).tolist()
+    await asyncio.sleep(SETTLED_S)
+    return await _lacking(store, generation, dict(zip(sources, had, strict=True)))
+
+
+def _ends(settings: Settings) -> dict[Source, int]:
+    log = KafkaLog(settings.kafka_bootstrap, settings.topic_prefix, settings.kafka_security)
     return {Source(topic.name, partition): end for topic in SOURCES for partition, end in log.end_offsets(topic).items()}
+
+
+async def _lacking(store: OnlineStore, generation: Generation, offsets: Mapping[Source, int]) -> int:
+    """How many events before these offsets a generation lacks."""
+    lowest = (await store.guards(generation, list(offsets))).min(axis=1).tolist()
+    return sum(max(offset - guard, 0) for offset, guard in zip(offsets.values(), lowest, strict=True))
 
 
 def cutover(settings: Settings, arguments: argparse.Namespace) -> Result:
@@ -88,7 +98,7 @@ async def _cutover(settings: Settings, store: OnlineStore, arguments: argparse.N
         return {"current": generation.name, "model_version": pointer.model_version, "moved": False}
     model_version, faults = _bundle(settings, pointer, generation)
     faults += _parity_faults(settings.state_dir, pointer, generation)
-    faults += await _lag_faults(settings, store, generation, arguments.lag_max)
+    faults += await _lag_faults(settings, store, pointer.generation, generation, arguments.lag_max)
     named = (generation.number, generation.feature_version, generation.shards)
     wanted = Pointer(*named, model_version, msgspec.structs.replace(pointer, previous=None))
     return await _move(store, pointer, wanted, faults, force=arguments.force)
@@ -109,7 +119,7 @@ async def _rollback(settings: Settings, store: OnlineStore, arguments: argparse.
     generation = _known(known, before.name)
     wanted = msgspec.structs.replace(before, previous=msgspec.structs.replace(pointer, previous=None))
     _, faults = _bundle(settings, pointer, generation)
-    faults += await _lag_faults(settings, store, generation, arguments.lag_max)
+    faults += await _lag_faults(settings, store, pointer.generation, generation, arguments.lag_max)
     return await _move(store, pointer, wanted, faults, force=arguments.force)
 
 
@@ -153,14 +163,14 @@ def _parity_faults(state_dir: Path, pointer: Pointer, generation: Generation) ->
     return []
 
 
-async def _lag_faults(settings: Settings, store: OnlineStore, generation: Generation, lag_max: int) -> list[str]:
+async def _lag_faults(settings: Settings, store: OnlineStore, current: Generation, generation: Generation, lag_max: int) -> list[str]:
     until_s = time.monotonic() + LAG_PATIENCE_S
-    while (lag := (await lags(settings, store, [generation]))[generation]) > lag_max and time.monotonic() < until_s:
+    while (lag := await lag_behind(settings, store, current, generation)) > lag_max and time.monotonic() < until_s:
         pass
     if lag <= lag_max:
         return []
-    advice = "Wait until `millstream replay rebuild` has caught up, or say --lag-max."
-    return [f"{generation.name} lacks {lag} events that are in Kafka, at most {lag_max} are tolerated: features would go back. {advice}"]
+    lacks = f"{generation.name} lacks {lag} events that {current.name} has, at most {lag_max} are tolerated: features would go back."
+    return [f"{lacks} Wait until `millstream replay rebuild` has caught up, or say --lag-max."]
 
 
 def _newest(settings: Settings, feature_version: str) -> str:

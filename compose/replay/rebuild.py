@@ -26,6 +26,7 @@ from compose.settings import Settings
 from online_store.bulk.stores import BulkRedisStore
 from online_store.ingest import Ingest
 from online_store.keys import Generation
+from online_store.redis import RedisStore
 from online_store.store import OnlineStore
 from replay.log import KafkaLog, ReadableLog
 from replay.rebuild import Filled, begin_at, fill
@@ -53,7 +54,7 @@ ARGUMENTS: tuple[tuple[str, dict[str, Any]], ...] = (
         {"action": "store_true", "help": "end with exit code 0 once nothing is left, instead of going on at the live tail"},
     ),
 )
-#: How long a call to the store may take (seconds): a call of a rebuild is larger than those of live ingest.
+#: How long a call to the store may take that fills (seconds): it is larger than those of live ingest.
 STORE_S = 30.0
 #: How often the pointer, the registrations and the lag are looked at (seconds).
 LOOK_S = 0.5
@@ -75,12 +76,13 @@ def rebuild(settings: Settings, arguments: argparse.Namespace) -> Result:
 
 
 async def _rebuild(settings: Settings, arguments: argparse.Namespace, bar: Progress) -> Result:
-    store = BulkRedisStore(settings.store_url, settings.features, STORE_S, settings.store_tls)
+    store = RedisStore(settings.store_url, settings.features, tls=settings.store_tls)
+    bulk = BulkRedisStore(settings.store_url, settings.features, STORE_S, settings.store_tls)
     kafka = KafkaLog(settings.kafka_bootstrap, settings.topic_prefix, settings.kafka_security)
     begun_s = time.monotonic()
     try:
         generation, registry = await _chosen(store, settings.features, arguments.generation)
-        lake, past = lake_of(settings, arguments.source), Filling(settings, store.of(registry), registry, generation, bar)
+        lake, past = lake_of(settings, arguments.source), Filling(settings, bulk.of(registry), registry, generation, bar)
         await begin_at(store, generation, await asyncio.to_thread(beginning, arguments.begin, chosen(settings, arguments.source)))
         from_lake = await past.fill(lake, "the lake") if lake else Filled()
         from_kafka = Filled()
@@ -91,6 +93,7 @@ async def _rebuild(settings: Settings, arguments: argparse.Namespace, bar: Progr
             await run.follow()
     finally:
         await store.close()
+        await bulk.close()
     seconds = time.monotonic() - begun_s
     of_kafka = from_kafka.events + run.events
     events = from_lake.events + of_kafka

@@ -26,7 +26,7 @@ from online_store.store import Step
 from schemas.features import Registry
 
 WRITE = Script.of((LUA / "write.lua").read_text())
-#: Records that a call touches at least to be merged here: fewer are not worth the two round trips more, at the live tail for one.
+#: Records that a call touches at least to be merged here: fewer are not worth the two round trips more.
 KEYS_MIN = 500
 
 
