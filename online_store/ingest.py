@@ -251,9 +251,13 @@ class Ingest:
         return dict(followings)
 
     async def _write(self, part: Sequence[Step]) -> list[list[int]]:
-        """Call the store. While it is slow calls take turns: two beside each other would take twice as long, and both miss their time."""
+        """Call the store. Small calls take turns: with several before it, a rank request's read would not be answered in its time.
+
+        So do all while the store is slow: two beside each other would take twice as long, and both miss their time.
+        """
         assert self.generation is not None, "positions() comes first"
-        async with self._turn if self._is_slow else nullcontext():
+        is_large = sum(len(step.deltas.keys) for step in part) >= KEYS_MAX
+        async with nullcontext() if is_large and not self._is_slow else self._turn:
             loop = asyncio.get_running_loop()
             began = loop.time()
             try:

@@ -13,7 +13,7 @@ The braces are a hash tag: records and guards of one shard live in one cluster s
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, overload
 
 import msgspec
@@ -98,6 +98,12 @@ class Keys(Sequence[bytes]):
     def __len__(self) -> int:
         """How many there are."""
         return len(self.starts) - 1
+
+    def parts(self, size: int) -> Iterator["Keys"]:
+        """The same keys in their order, so many at most in each."""
+        for begin in range(0, len(self), size):
+            starts = self.starts[begin : begin + size + 1]
+            yield Keys(self.text[starts[0] : starts[-1]], starts - starts[0])
 
     @overload
     def __getitem__(self, place: int) -> bytes: ...

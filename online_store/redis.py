@@ -1,7 +1,10 @@
 """The online store on servers that speak the Redis protocol (Valkey or Redis, 7.0 or newer): one, a cluster, or behind sentinels."""
 
+import asyncio
 import copy
 import hashlib
+import itertools
+import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self, cast
@@ -24,6 +27,9 @@ from schemas.topics import Source
 LUA = Path(__file__).parent / "lua"
 #: Keys that one SCAN call looks at: more would hold the server's one thread for longer than a rank request can wait.
 SCAN_COUNT = 1_000
+#: Keys of one MGET among several, some 56 KiB of records: a server writes 64 KiB to a client, then sees to all others first, and beside
+#: ingest such a turn takes as long as a rank request can wait. How many there are at most: each has a connection.
+READ_KEYS_COUNT, READ_CALLS_COUNT_MAX = 96, 8
 
 #: What record.Layout.head packs, as Lua's struct spells it: the record's own numbers, then each ring's.
 LUA_HEAD, LUA_RING = "<Bi8i8", "BI4I4I4I4I8"
@@ -97,13 +103,19 @@ class RedisStore:
 
     @answered
     async def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """As OnlineStore.read: one MGET; in a cluster, one pipelined round trip a node."""
+        """As OnlineStore.read: an MGET, several beside each other for many keys; in a cluster, one pipelined round trip a node."""
         if not keys:
             return []
         if self._servers.is_cluster:
             return unfailed(await self._servers.run([Command(key, pack(b"GET", key)) for key in keys]))
-        packed = pack_keys(b"MGET", keys) if isinstance(keys, Keys) else pack(b"MGET", *keys)
-        return cast("list[bytes | None]", unfailed(await self._servers.run([Command(keys[0], packed)]))[0])
+        if not isinstance(keys, Keys):
+            (found,) = unfailed(await self._servers.run([Command(keys[0], pack(b"MGET", *keys))]))
+            return cast("list[bytes | None]", found)
+        size = max(READ_KEYS_COUNT, math.ceil(len(keys) / READ_CALLS_COUNT_MAX))
+        commands = [Command(part[0], pack_keys(b"MGET", part)) for part in keys.parts(size)]
+        asked = [self._servers.run([command]) for command in commands]
+        answers = [await asked[0]] if len(asked) == 1 else await asyncio.gather(*asked)
+        return list(itertools.chain.from_iterable(unfailed([answer for (answer,) in answers])))
 
     async def current(self) -> Generation | None:
         """As OnlineStore.current."""

@@ -1,15 +1,16 @@
 """What is being answered and what was, by request: who is asked again, here or elsewhere, says the same."""
 
 import asyncio
+import contextlib
 import math
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from online_store.store import OnlineStore
 from ranker.encode import Facts, Items
-from ranker.reads.reader import Asked
+from ranker.reads.reader import LATE_S, Asked
 from ranker.served.current import Served
 from schemas import codec
 from schemas.errors import DecodeError, StoreError
@@ -19,6 +20,8 @@ from schemas.topics import RANK_RESPONSES
 ANSWER_TTL_MS = 900_000
 #: Answers remembered in this process, for when the store is away.
 ANSWERS_COUNT_MAX = 10_000
+#: Batches of answers that wait to be kept. What comes while a store takes none of them is not kept.
+WAITING_COUNT_MAX = 256
 
 
 class Said(NamedTuple):
@@ -93,6 +96,13 @@ class Call:
         self.timer = timer
 
 
+class Keeping(NamedTuple):
+    """Answers that are to be kept, by answer_key. kept: what holds of them, None where the store did not say."""
+
+    ours: Sequence[tuple[bytes, bytes]]
+    kept: asyncio.Future[list[bytes] | None]
+
+
 class Answers:
     """Encoded responses by answer_key."""
 
@@ -100,6 +110,8 @@ class Answers:
         """Nothing was answered yet."""
         self._store = store
         self._remembered: OrderedDict[bytes, bytes] = OrderedDict()
+        self._waiting: deque[Keeping] = deque()
+        self._keeping: asyncio.Task[None] | None = None
 
     def find(self, key: bytes) -> bytes | None:
         """What this process answered."""
@@ -114,14 +126,39 @@ class Answers:
     async def keep(self, ours: Sequence[tuple[bytes, bytes]], patience_s: float) -> list[bytes]:
         """What holds of these answers: what another worker kept before, else ours, also where the store does not say in time.
 
-        What stands under a key and is no response is not repeated.
+        What stands under a key and is no response is not repeated. Past the patience they are being kept all the same.
         """
-        try:
-            async with asyncio.timeout(patience_s):
-                kept = await self._store.keep_answers(ours, ANSWER_TTL_MS)
-        except (StoreError, TimeoutError):
+        if len(self._waiting) >= WAITING_COUNT_MAX:
+            return [response for _, response in ours]
+        keeping = Keeping(ours, asyncio.get_running_loop().create_future())
+        self._waiting.append(keeping)
+        if self._keeping is None:
+            self._keeping = asyncio.get_running_loop().create_task(self._keep_all())
+        await asyncio.wait([keeping.kept], timeout=patience_s)
+        kept = keeping.kept.result() if keeping.kept.done() else None
+        if kept is None:
             return [response for _, response in ours]
         return [found if found == response or _is_response(found) else response for found, (_, response) in zip(kept, ours, strict=True)]
+
+    async def _keep_all(self) -> None:
+        """Keep what waits, one call after the other: what comes meanwhile shares the next."""
+        try:
+            while self._waiting:
+                together = list(self._waiting)
+                self._waiting.clear()
+                kept = await self._kept([answer for keeping in together for answer in keeping.ours])
+                for keeping in together:
+                    keeping.kept.set_result(None if kept is None else [next(kept) for _ in keeping.ours])
+        finally:
+            self._keeping = None
+
+    async def _kept(self, ours: Sequence[tuple[bytes, bytes]]) -> Iterator[bytes] | None:
+        """What stands under their keys now; None where the store does not say."""
+        # Given up with its caller's patience, each would cost its connection, and a slow store's reads would wait behind all the new ones.
+        with contextlib.suppress(StoreError, TimeoutError):
+            async with asyncio.timeout(LATE_S):
+                return iter(await self._store.keep_answers(ours, ANSWER_TTL_MS))
+        return None
 
 
 def _is_response(kept: bytes) -> bool:

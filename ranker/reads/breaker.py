@@ -50,7 +50,6 @@ class Breaker:
             self.asked_again_at_s = now_s + self.pause_s * random.uniform(0.5, 1.0)  # noqa: S311  # spreads load, keeps no secret
             self.pause_s = min(2 * self.pause_s, PAUSE_S_MAX)
 
-    def answered_late(self, now_s: float) -> None:
-        """The server is there, and slow: it is asked again soon, for what slowed it may be over."""
-        self.pause_s = PAUSE_S
-        self.asked_again_at_s = min(self.asked_again_at_s, now_s + PAUSE_S)
+    def answered_late(self) -> None:
+        """The server is there, and slow: everybody may ask now, and the next failure is one too many again."""
+        self.failures, self.pause_s = min(self.failures, FAILURES_MAX - 1), PAUSE_S

@@ -35,11 +35,11 @@ from schemas.records import RankRequest
 
 #: A read that lost its connection is tried once more, after up to this (milliseconds): a restart closed it, and the next may hold.
 RETRY_MS_MAX = 3
-#: How long past its budget a read may go on, for the near cache alone (seconds): as long as a store is left alone at most, so that few do
-#: at once. Without it a store that is slow would be asked for the same again, and nothing of it would ever be near.
+#: How long past its time a call may go on for nobody (seconds), a read for the near cache alone: as long as a store is left alone at most,
+#: so that few do at once. Without it a store that is slow would be asked for the same again, and nothing of it would ever be near.
 LATE_S = PAUSE_S_MAX
 #: A read that is given up this many times later than it should be says that this process stood still, not the store.
-LATE = 2
+STOOD_STILL = 2
 
 #: Encoded offsets of a store of which nothing is known.
 NOTHING_APPLIED = encode.offsets({})
@@ -180,7 +180,7 @@ class Reader:
             found = await self._read(generation, batch, int(now_s * 1000))
         except TimeoutError:
             metrics.OVER_BUDGET.labels("store").inc()
-            if time.monotonic() - now_s < LATE * budget_s:
+            if time.monotonic() - now_s < STOOD_STILL * budget_s:
                 self._breaker.failed(time.monotonic())
             self._breaker.probing = False
             raise
@@ -270,7 +270,7 @@ class Reader:
         """Keep what came past the budget. What is not in the store may be in the snapshot, which there is no time for: it stays unread."""
         if asked.cancelled() or asked.exception() or not asked.result():
             return
-        self._breaker.answered_late(time.monotonic())
+        self._breaker.answered_late()
         of_items = asked.result()[users_count:]
         there = np.array([row for row, raw in enumerate(of_items) if raw is not None], np.int64)
         with contextlib.suppress(StoreError):  # whoever reads that record in time is told

@@ -17,7 +17,7 @@ from redis import asyncio as client
 from compose.stack.local import store_answers, store_command
 from online_store.bulk.stores import BulkMemoryStore, BulkRedisStore
 from online_store.deltas import NOTHING, Deltas
-from online_store.keys import Entity, Generation, Pointer, answer_key, guard_key, record_key, shard_of
+from online_store.keys import Entity, Generation, Keys, Pointer, answer_key, guard_key, record_key, shard_of
 from online_store.memory import MemoryStore
 from online_store.reading import read
 from online_store.record import ROW, layouts
@@ -279,6 +279,24 @@ async def test_values_are_read_in_the_order_of_their_keys(store: OnlineStore) ->
     a, missing, b, again = await store.read([key("a"), key("missing"), key("b"), key("a")])
 
     assert (missing, a is not None, a == again, b is not None) == (None, True, True, True)
+
+
+async def test_many_keys_are_read_in_parts(store: OnlineStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many parts they come to, values stand in the order of their keys."""
+    monkeypatch.setattr("online_store.redis.READ_KEYS_COUNT", 2)
+    monkeypatch.setattr("online_store.redis.READ_CALLS_COUNT_MAX", 3)
+    added = rows((0, NOW_MS, (1, 0, 0, 0)), (1, NOW_MS, (2, 0, 0, 0)))
+    await apply(store, Deltas([key("a"), key("b")], bytes([KINDS.index("item")]) * 2, added, []))
+    a, b = await store.read([key("a"), key("b")])
+    keys = [key(entity_id) for entity_id in ("a", "none", "b", "b", "none", "a", "a", "b", "none")]
+    found = [await store.read(Keys(*joined(keys[:count]))) for count in range(10)]
+
+    assert (found, a == b) == ([[a, None, b, b, None, a, a, b, None][:count] for count in range(10)], False)
+
+
+def joined(keys: Sequence[bytes]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """As Keys takes them."""
+    return np.frombuffer(b"".join(keys), np.uint8), np.cumsum([0, *map(len, keys)])
 
 
 async def test_reading_no_keys_gives_no_values(store: OnlineStore) -> None:

@@ -45,13 +45,13 @@ def test_an_answer_opens_the_way() -> None:
 
 
 def test_a_late_answer_is_no_silence() -> None:
-    """The store is asked again soon, though its silences were many, and after the next failure as well."""
+    """Everybody asks again at once, though its silences were many; after the next failure it is left alone for the shortest pause."""
     breaker = failing(50)
-    breaker.answered_late(0.0)
-    soon = breaker.allows(PAUSE_S)
-    breaker.failed(PAUSE_S)
+    breaker.answered_late()
+    at_once = [breaker.allows(0.0), breaker.allows(0.0)]
+    breaker.failed(0.0)
 
-    assert (soon, breaker.allows(2 * PAUSE_S)) == (True, True)
+    assert (at_once, breaker.allows(0.0), breaker.allows(PAUSE_S)) == ([True, True], False, True)
 
 
 def test_pauses_grow_to_a_bound() -> None:

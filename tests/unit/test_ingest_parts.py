@@ -1,4 +1,4 @@
-"""A batch goes to the store part by part: what the store took before it went away is taken. Beside a slow store batches take turns."""
+"""A batch goes to the store part by part: what the store took before it went away is taken. Small calls take turns."""
 
 import asyncio
 from collections.abc import Sequence
@@ -82,9 +82,10 @@ async def test_what_the_store_took_is_not_sent_again(log: Logs, monkeypatch: pyt
     assert await dump(store) == await replayed(log)
 
 
-@pytest.mark.parametrize(("slow_s", "at_once"), [(0.01, 1), (60.0, 2)])
-async def test_beside_a_slow_store_calls_take_turns(slow_s: float, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two batches are with a store that keeps up at the same time; one after the other with a store whose last call was slow."""
+@pytest.mark.parametrize(("keys_max", "slow_s", "at_once"), [(4_000, 60.0, 1), (1, 60.0, 2), (1, 0.01, 1)])
+async def test_small_calls_take_turns(keys_max: int, slow_s: float, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who reads meanwhile has one of them before it. Large ones take none, unless the last call was slow."""
+    monkeypatch.setattr("online_store.ingest.KEYS_MAX", keys_max)
     monkeypatch.setattr("online_store.ingest.SLOW_S", slow_s)
     store = Slow()
     ingest = Ingest(store, REGISTRY)

@@ -1,0 +1,85 @@
+"""Answers are kept one call after the other; a call that is late goes on for nobody, and what comes meanwhile shares the next."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from ranker.reads import answers as reads
+from ranker.reads.answers import Answers
+from tests.rankers import Failing, hang, slow
+
+KEY, PATIENCE_S = b"answer::r1", 5.0
+
+
+class Counting(Failing):
+    """Notes how many answers each call was to keep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[int] = []
+
+    async def keep_answers(self, answers: Sequence[tuple[bytes, bytes]], ttl_ms: int) -> list[bytes]:
+        """As Failing.keep_answers."""
+        self.calls.append(len(answers))
+        return await super().keep_answers(answers, ttl_ms)
+
+
+@pytest.fixture
+def store() -> Counting:
+    """An empty one."""
+    return Counting()
+
+
+def response(number: int) -> list[tuple[bytes, bytes]]:
+    """An answer that is to be kept."""
+    return [(b"answer::r%d" % number, b"response %d" % number)]
+
+
+async def over() -> None:
+    """Return once nothing is being kept any more."""
+    if others := asyncio.all_tasks() - {asyncio.current_task()}:
+        await asyncio.wait(others, timeout=PATIENCE_S)
+
+
+async def test_what_is_late_is_kept_all_the_same(store: Counting) -> None:
+    """Its caller is told that ours holds; what another worker says later does not take its place."""
+    store.keep_fault = slow
+    given = await Answers(store).keep([(KEY, b"ours")], 0.001)
+    await over()
+    kept = await store.keep_answers([(KEY, b"theirs")], 1_000)
+
+    assert (given, kept) == ([b"ours"], [b"ours"])
+
+
+async def test_what_comes_meanwhile_shares_the_next_call(store: Counting) -> None:
+    """However many they are, a store has one call of ours at a time."""
+    answers = Answers(store)
+    given = await asyncio.gather(*(answers.keep(response(number), PATIENCE_S) for number in range(9)))
+
+    assert (given, store.calls) == ([[answer for _, answer in response(number)] for number in range(9)], [9])
+
+
+async def test_beside_a_call_that_is_late_nobody_waits_longer_than_told(store: Counting) -> None:
+    """What came meanwhile is kept in one call once that is over."""
+    store.keep_fault = slow
+    answers = Answers(store)
+    given = [await answers.keep(response(number), 0.001) for number in range(4)]
+    await over()
+
+    assert (given, store.calls) == ([[answer for _, answer in response(number)] for number in range(4)], [1, 3])
+
+
+async def test_a_store_that_hangs_does_not_fill_the_memory(store: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers wait for it up to a bound; more are not kept. Once it answers, all are again."""
+    monkeypatch.setattr(reads, "WAITING_COUNT_MAX", 2)
+    monkeypatch.setattr(reads, "LATE_S", 0.1)
+    store.keep_fault = hang
+    answers = Answers(store)
+    for number in range(5):
+        await answers.keep(response(number), 0.001)
+    await over()
+    hung, store.keep_fault = list(store.calls), None
+    given = await answers.keep([(KEY, b"ours")], PATIENCE_S)
+
+    assert (hung, given, await store.keep_answers([(KEY, b"theirs")], 1_000)) == ([1, 2], [b"ours"], [b"ours"])
