@@ -87,16 +87,20 @@ class World:
         await store.close()
         return found
 
-    def lag(self, generation: Generation) -> int:
-        """How many records its lowest guards have not passed."""
-        ends = {f"{topic.name}/{partition}": end for topic in SOURCES for partition, end in self.log.end_offsets(topic).items()}
+    def ends(self) -> dict[str, int]:
+        """How far the log goes now."""
+        return {f"{topic.name}/{partition}": end for topic in SOURCES for partition, end in self.log.end_offsets(topic).items()}
+
+    def lag(self, generation: Generation, ends: dict[str, int]) -> int:
+        """How many records before these ends its lowest guards have not passed."""
         with redis.Redis.from_url(self.store_url) as store:
             rows = [store.hmget(guard_key(generation, shard), list(ends)) for shard in range(generation.shards)]
-        return sum(end - min(int(row[place] or 0) for row in rows) for place, end in enumerate(ends.values()))
+        return sum(max(end - min(int(row[place] or 0) for row in rows), 0) for place, end in enumerate(ends.values()))
 
     def await_lag_0(self, *generations: Generation, of: Sequence[Process] = ()) -> None:
-        """Return once generations have everything."""
-        wait_until(lambda: all(self.lag(one) == 0 for one in generations), lambda: [one.log[-4_000:] for one in of])
+        """Return once generations have everything that is there now: beside a live feed hardly any look finds nothing new."""
+        ends = self.ends()
+        wait_until(lambda: all(self.lag(one, ends) == 0 for one in generations), lambda: [one.log[-4_000:] for one in of])
 
 
 @pytest.fixture
