@@ -16,7 +16,7 @@ from online_store.servers.address import Address
 from schemas.columnar.words import Buffer
 from schemas.errors import StoreError
 
-#: Connections to one node. A call beyond them waits for one inside its own time; a ranker has at most as many requests under way.
+#: Connections to one node. A call beyond them waits for one inside its own time; a read of a ranker takes eight at most.
 CONNECTIONS_MAX = 64
 #: What frames a key of up to 999 bytes: "$", its length, and two ends of lines. A key has an id, a tenant, and some words.
 KEY_FRAME_BYTES_MAX = 8

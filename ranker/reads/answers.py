@@ -21,7 +21,7 @@ ANSWER_TTL_MS = 900_000
 #: Answers remembered in this process, for when the store is away.
 ANSWERS_COUNT_MAX = 10_000
 #: Batches of answers that wait to be kept. What comes while a store takes none of them is not kept.
-WAITING_COUNT_MAX = 256
+UNKEPT_COUNT_MAX = 256
 
 
 class Said(NamedTuple):
@@ -128,7 +128,7 @@ class Answers:
 
         What stands under a key and is no response is not repeated. Past the patience they are being kept all the same.
         """
-        if len(self._waiting) >= WAITING_COUNT_MAX:
+        if len(self._waiting) >= UNKEPT_COUNT_MAX:
             return [response for _, response in ours]
         keeping = Keeping(ours, asyncio.get_running_loop().create_future())
         self._waiting.append(keeping)

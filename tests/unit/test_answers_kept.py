@@ -72,7 +72,7 @@ async def test_beside_a_call_that_is_late_nobody_waits_longer_than_told(store: C
 
 async def test_a_store_that_hangs_does_not_fill_the_memory(store: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers wait for it up to a bound; more are not kept. Once it answers, all are again."""
-    monkeypatch.setattr(reads, "WAITING_COUNT_MAX", 2)
+    monkeypatch.setattr(reads, "UNKEPT_COUNT_MAX", 2)
     monkeypatch.setattr(reads, "LATE_S", 0.1)
     store.keep_fault = hang
     answers = Answers(store)
