@@ -44,7 +44,7 @@ class Model(NamedTuple):
 
 
 class Failing(MemoryStore):
-    """A store whose reads, or whose keeping of answers, fail as told: `hang` and `slow` take their time, others raise."""
+    """A store whose reads, or whose keeping of answers, fail as told: `hang` and `slow` take time, `stand_still` ours, others raise."""
 
     def __init__(self) -> None:
         super().__init__(REGISTRY)
@@ -73,6 +73,11 @@ async def suffer(fault: Callable[[], object] | None) -> None:
         await asyncio.sleep(3_600)
     elif fault is slow:
         await asyncio.sleep(2 * BUDGETS.store_ms / 1000)
+    elif fault is stand_still:
+        asyncio.get_running_loop().call_soon(time.sleep, 2 * BUDGETS.store_ms / 1000)
+        await asyncio.sleep(BUDGETS.store_ms / 10_000)
+        for _ in range(5):  # as many rounds of the loop as it takes from a socket to whoever asked
+            await asyncio.sleep(0)
     elif fault:
         fault()
 
@@ -83,6 +88,10 @@ def hang() -> None:
 
 def slow() -> None:
     """The server answers, but past the budget."""
+
+
+def stand_still() -> None:
+    """The server answers while we do something else until past the budget."""
 
 
 def away() -> None:

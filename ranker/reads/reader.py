@@ -40,6 +40,8 @@ RETRY_MS_MAX = 3
 LATE_S = PAUSE_S_MAX
 #: A read that is given up this many times later than it should be says that this process stood still, not the store.
 STOOD_STILL = 2
+#: How long a read whose time is over is looked at once more (seconds): where this process stood still, its answer may be here, untaken.
+LOOK_AGAIN_S = 0.002
 
 #: Encoded offsets of a store of which nothing is known.
 NOTHING_APPLIED = encode.offsets({})
@@ -245,11 +247,12 @@ class Reader:
         keys = keys_of(generation, [(USER, users, np.arange(len(batch))), (ITEM, lack.names, lack.wanted)])
         asking = asyncio.create_task(self._values(keys))
         try:
-            async with asyncio.timeout(self._budgets.store_ms / 1000):
-                return await asyncio.shield(asking)
-        except TimeoutError:
+            for wait_s in (self._budgets.store_ms / 1000, LOOK_AGAIN_S):
+                await asyncio.wait((asking,), timeout=wait_s)
+                if asking.done() and (found := asking.result()):
+                    return found
             asking.add_done_callback(functools.partial(self._take_late, lack, len(batch)))
-            raise
+            raise TimeoutError
         finally:
             # A failure refers to this frame, and the task to the failure: named here it would be a cycle, with all keys in it.
             del asking

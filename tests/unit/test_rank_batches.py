@@ -14,7 +14,7 @@ from ranker.reads.breaker import FAILURES_MAX
 from ranker.reads.near import NEAR_MS
 from ranker.reads.reader import LATE_S
 from schemas.records import Degraded
-from tests.rankers import GENERATION, Failing, Model, ask, away, fill, on, request, response, slow, trained
+from tests.rankers import GENERATION, Failing, Model, ask, away, fill, on, request, response, slow, stand_still, trained
 from tests.worlds import NOW_MS
 
 ITEM_KEY = b"item:"
@@ -133,6 +133,13 @@ async def test_what_came_late_is_not_read_again(ranker: Ranker, store: Watched, 
     await ask(ranker, "i1", "i2", "x")
 
     assert (store.items_read, faults) == ([record_key(GENERATION, Entity("", "item", item)) for item in again], [])
+
+
+async def test_what_came_while_this_process_stood_still_is_in_time(ranker: Ranker, store: Watched) -> None:
+    """When the loop finds that a read's time is over, its answer may lie in a socket that nobody had a look at."""
+    store.read_fault = stand_still
+
+    assert (await ask(ranker, "i1")).degraded == Degraded.NONE
 
 
 async def test_what_is_asked_as_of_another_moment_is_read_again(ranker: Ranker, store: Watched) -> None:
