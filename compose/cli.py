@@ -21,7 +21,7 @@ from compose.verbs import VERBS, Arguments, Result
 from schemas.errors import MillstreamError
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Run one verb. Returns the exit code."""
     return run(parser().parse_args(argv))
 
@@ -78,7 +78,3 @@ def sentence(result: Result) -> str:
     """A result for a person: a line for each of its parts."""
     words = {name: json.dumps(value) if isinstance(value, dict | list) else value for name, value in result.items()}
     return "\n".join(f"{name.replace('_', ' ')}: {word}" for name, word in words.items())
-
-
-if __name__ == "__main__":
-    sys.exit(main())
