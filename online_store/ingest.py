@@ -228,16 +228,15 @@ class Ingest:
             await self.positions(lost)
         return {source: self._readings[source].position for source in sources}
 
-    async def step(self, followings: Mapping[Source, int], deltas: Mapping[int, Deltas], keys_max: int = 0) -> dict[Source, int]:
+    async def step(self, followings: Mapping[Source, int], deltas: Mapping[int, Deltas]) -> dict[Source, int]:
         """Apply deltas by shard: of each source all that the shard lacks from the source's position on, up to what follows.
 
-        keys_max: records that one call to the store touches, if not as many as live ingest lets it.
         A guard that is not where we left it changes nothing, and sends us back to the guards. So does a reading that began meanwhile: a
         store that lost writes must not be taken to hold what came before this step. Returns the offsets to read on from, as `apply`.
         """
         readings = {source: self._readings[source] for source in followings}
         steps = [Step(shard, _moves(shard, readings, followings), found) for shard, found in deltas.items()]
-        for part in _parts(steps, keys_max or (KEYS_SLOW_MAX if self._is_slow else KEYS_MAX)):
+        for part in _parts(steps, KEYS_SLOW_MAX if self._is_slow else KEYS_MAX):
             standing = await self._write(part)
             if any(self._readings[source] is not reading for source, reading in readings.items()):
                 return await self.positions(list(followings))

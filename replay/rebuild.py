@@ -195,7 +195,7 @@ def _take(call: Call, decoded: Decoded, gathered: Gathered) -> None:
 
 async def _apply(ingest: Ingest, call: Call, filled: Filled) -> bool:
     """Returns whether all of it was applied by us."""
-    is_done = await ingest.step(call.followings, call.deltas, keys_max=CALL_RECORDS_MAX) == call.followings and call.is_whole
+    is_done = await ingest.step(call.followings, call.deltas) == call.followings and call.is_whole
     filled.add(call.filled)
     for decoded in call.profiles:
         positions = await ingest.apply([decoded])

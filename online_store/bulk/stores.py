@@ -8,9 +8,7 @@ meanwhile moved a guard of it: nothing is written then, and the step is done as 
 
 import asyncio
 import itertools
-from collections import deque
 from collections.abc import Sequence
-from typing import Any, cast
 
 import numpy as np
 
@@ -30,9 +28,6 @@ from schemas.features import Registry
 WRITE = Script.of((LUA / "write.lua").read_text())
 #: Records that a call touches at least to be merged here: fewer are not worth the two round trips more.
 KEYS_MIN = 500
-#: Shards that are worked on at once: while one is at the server another is merged. With more they would only wait for one another there,
-#: and rank requests behind them.
-SHARDS_AT_ONCE = 2
 
 
 #: Guards of a shard as the server says them: source -> offset.
@@ -57,47 +52,42 @@ class BulkRedisStore(RedisStore):
         self._turn = asyncio.Lock()
 
     async def apply(self, generation: Generation, steps: Sequence[Step]) -> list[list[int]]:
-        """As OnlineStore.apply: a shard is two calls to read and one to write, and another where somebody else wrote to it meanwhile."""
+        """As OnlineStore.apply: two calls to read, one to write, and another for shards that somebody else wrote to meanwhile."""
         if sum(len(step.deltas.keys) for step in steps) < self._keys_min:
             return await super().apply(generation, steps)
         # Two calls on one shard would refuse each other's records.
         async with self._turn:
-            due, written = deque(enumerate(steps)), [False] * len(steps)
-            working = [self._write_all(generation, due, written) for _ in range(SHARDS_AT_ONCE)]
-            unfailed(await asyncio.gather(*working, return_exceptions=True))
+            written = await self._write(generation, steps)
         left = [step for step, is_written in zip(steps, written, strict=True) if not is_written]
         rest = iter(await super().apply(generation, left) if left else [])
         return [
             [move.following for move in step.moves] if is_written else next(rest) for step, is_written in zip(steps, written, strict=True)
         ]
 
-    async def _write_all(self, generation: Generation, due: deque[tuple[int, Step]], written: list[bool]) -> None:
-        """Do one step that is due after the other, and none after one that failed."""
-        while due:
-            place, step = due.popleft()
-            written[place] = await self._write(generation, step)
+    async def _write(self, generation: Generation, steps: Sequence[Step]) -> list[bool]:
+        """Which steps were done."""
+        found = await self._guards_of(generation, steps)
+        due = [place for place, step in enumerate(steps) if _is_due(step, found[place])]
+        raws = await self._records_of([steps[place].deltas for place in due])
+        writes = [self._command(generation, steps[place], found[place], raw) for place, raw in zip(due, raws, strict=True)]
+        done = {place for place, answer in zip(due, await self._run(writes), strict=True) if answer}
+        return [place in done for place in range(len(steps))]
 
     @answered
-    async def _write(self, generation: Generation, step: Step) -> bool:
-        """Whether a step was done."""
-        guards = await self._guards_of(generation, step.shard)
-        if not _is_due(step, guards):
-            return False
-        raws = await self._records_of(step.deltas)
-        return bool(await self._run(self._command(generation, step, guards, raws), WRITE.load))
+    async def _guards_of(self, generation: Generation, steps: Sequence[Step]) -> list[Guards]:
+        """All guards of each step's shard."""
+        keys = [guard_key(generation, step.shard) for step in steps]
+        answers = unfailed(await self._servers.run([Command(key, pack(b"HGETALL", key)) for key in keys]))
+        return [dict(zip(flat[::2], flat[1::2], strict=True)) for flat in answers]
 
-    async def _guards_of(self, generation: Generation, shard: int) -> Guards:
-        """All guards of a shard."""
-        key = guard_key(generation, shard)
-        flat = await self._run(Command(key, pack(b"HGETALL", key)))
-        return dict(zip(flat[::2], flat[1::2], strict=True))
+    @answered
+    async def _records_of(self, deltas: Sequence[Deltas]) -> list[list[bytes | None]]:
+        """The records that each touches: those of a shard are one MGET, in a cluster too."""
+        return unfailed(await self._servers.run([Command(one.keys[0], pack(b"MGET", *one.keys)) for one in deltas]))
 
-    async def _records_of(self, deltas: Deltas) -> list[bytes | None]:
-        """The records that a shard's deltas touch: one MGET, in a cluster too."""
-        return cast("list[bytes | None]", await self._run(Command(deltas.keys[0], pack(b"MGET", *deltas.keys))))
-
-    async def _run(self, command: Command, load: bytes = b"") -> Any:  # noqa: ANN401  # whatever that command answers
-        return unfailed(await self._servers.run([command], load))[0]
+    @answered
+    async def _run(self, writes: Sequence[Command]) -> list[int]:
+        return unfailed(await self._servers.run(writes, WRITE.load))
 
     def _command(self, generation: Generation, step: Step, guards: Guards, raws: Sequence[bytes | None]) -> Command:
         """What writes a step."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from redis import asyncio as client
 
 from compose.stack.local import store_answers, store_command
-from online_store.bulk.stores import SHARDS_AT_ONCE, BulkMemoryStore, BulkRedisStore
+from online_store.bulk.stores import BulkMemoryStore, BulkRedisStore
 from online_store.deltas import NOTHING, Deltas
 from online_store.keys import Entity, Generation, Keys, Pointer, answer_key, guard_key, record_key, shard_of
 from online_store.memory import MemoryStore
@@ -618,7 +618,7 @@ class Overtaken(BulkRedisStore):
         super().__init__(url, REGISTRY, keys_min=0)
         self.rival = rival
 
-    async def _records_of(self, deltas: Deltas) -> list[bytes | None]:
+    async def _records_of(self, deltas: Sequence[Deltas]) -> list[list[bytes | None]]:
         found = await super()._records_of(deltas)
         await RedisStore.apply(self, GENERATION, [self.rival])
         return found
@@ -641,49 +641,6 @@ async def test_a_step_that_others_did_after_its_records_were_read_is_not_done_ag
     moved = await apply(store, impressions("a"))
 
     assert (moved, await counted(store, "a")) == (10, 1)
-    await store.close()
-
-
-class Together(BulkRedisStore):
-    """One whose shards each wait, with their records read, until another one has come as far. begun: how many were begun."""
-
-    def __init__(self, url: str, timeout_s: float = 5.0) -> None:
-        super().__init__(url, REGISTRY, timeout_s, keys_min=0)
-        self.barrier, self.begun = asyncio.Barrier(SHARDS_AT_ONCE), 0
-
-    async def _guards_of(self, generation: Generation, shard: int) -> dict[bytes, bytes]:
-        self.begun += 1
-        return await super()._guards_of(generation, shard)
-
-    async def _records_of(self, deltas: Deltas) -> list[bytes | None]:
-        found = await super()._records_of(deltas)
-        async with asyncio.timeout(10):
-            await self.barrier.wait()
-        return found
-
-
-async def test_shards_of_a_call_are_merged_beside_each_other(empty_url: str) -> None:
-    """While one is at the server, another one is worked on here; all are done, each once."""
-    store = Together(empty_url)
-
-    shards = range(3 * SHARDS_AT_ONCE)
-    moved = await store.apply(GENERATION, [step(shard, 0, impressions("a", shard=shard)) for shard in shards])
-
-    assert (moved, [await counted(store, "a", shard) for shard in shards]) == ([[10] for _ in shards], [1 for _ in shards])
-    await store.close()
-
-
-async def test_where_the_server_is_gone_no_other_shard_is_begun(tmp_path: Path) -> None:
-    """Each of them may take a call's whole time to fail."""
-    with own_server(tmp_path) as (url, process):
-        store = Together(url, timeout_s=1.0)
-        process.kill()
-        process.wait()
-
-        with pytest.raises(StoreAwayError):
-            await store.apply(GENERATION, [step(shard, 0, impressions("a", shard=shard)) for shard in range(8)])
-
-    assert store.begun <= SHARDS_AT_ONCE
     await store.close()
 
 
