@@ -1,13 +1,31 @@
-"""Several processes of one work: started together, stopped together, and stopped when one of them dies, for a supervisor to begin anew."""
+"""What `millstream` is as a process, which gives way as far as its verb may, and several processes of one work.
+
+Several are started together, stopped together, and stopped when one of them dies, for a supervisor to begin anew.
+"""
 
 import logging
 import multiprocessing
+import os
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 
+#: How far a verb gives way where cores are scarce, as nice(1) has it; the others do not. Requests have a deadline, events are only to be
+#: fresh, and nobody waits for work on the past.
+NICENESS = {"ingest": 5, "lake": 5, "train": 10, "replay": 10}
+
 log = logging.getLogger("millstream.processes")
+
+
+def command() -> int:
+    """Run the verb that the command line names, in this process. Returns the exit code."""
+    os.nice(NICENESS.get(sys.argv[1] if len(sys.argv) > 1 else "", 0))
+    # Imported only now: that alone is more than a second of a core.
+    from compose.cli import main  # noqa: PLC0415  # as said
+
+    return main(sys.argv[1:])
 
 
 def run(work: Callable[[int], None], count: int) -> int:
@@ -48,3 +66,7 @@ def _terminate(processes: Sequence[BaseProcess]) -> None:
     for process in processes:
         if process.pid:
             process.terminate()
+
+
+if __name__ == "__main__":
+    sys.exit(command())

@@ -114,7 +114,9 @@ def ingest_worker(folder: Path, settings: IngestSettings, store_url: str, **envi
 
 def command(folder: Path, verb: str, **settings: str) -> Process:
     """`millstream VERB` with settings by MILLSTREAM_* variables."""
-    return Process(["-m", "compose", verb], log_file(folder), **{f"MILLSTREAM_{name.upper()}": value for name, value in settings.items()})
+    return Process(
+        ["-m", "compose.processes", verb], log_file(folder), **{f"MILLSTREAM_{name.upper()}": value for name, value in settings.items()}
+    )
 
 
 def log_file(folder: Path) -> Path:

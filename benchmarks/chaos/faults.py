@@ -189,7 +189,17 @@ def redriven(world: World, count: int) -> None:
     world.feed.stop()
     world.watch.await_ends(HEAL_S, world.fleet.tend)
     places = ["--kafka-bootstrap", world.settings.kafka_bootstrap, "--topic-prefix", world.settings.topic_prefix]
-    verb = [sys.executable, "-m", "compose", "dead-letters", "redrive", "--json", *places, "--repair", "benchmarks.chaos.feed:repaired"]
+    verb = [
+        sys.executable,
+        "-m",
+        "compose.processes",
+        "dead-letters",
+        "redrive",
+        "--json",
+        *places,
+        "--repair",
+        "benchmarks.chaos.feed:repaired",
+    ]
     done = subprocess.run(verb, check=True, capture_output=True, cwd=REPOSITORY)  # noqa: S603  # our own command
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["redriven"] > 0, found

@@ -108,7 +108,7 @@ def worker(stack: Stack, run: Run, number: int = 0) -> Iterator[subprocess.Popen
         **run.settings,
     }
     environment = {**os.environ, **{f"MILLSTREAM_{name.upper()}": value for name, value in settings.items()}}
-    command = [sys.executable, "-m", "compose", "ingest"]
+    command = [sys.executable, "-m", "compose.processes", "ingest"]
     with ExitStack() as closing:
         output = closing.enter_context((stack.folder / f"{run.prefix}{number}.log").open("wb"))
         with machine.pinned(run.cores):

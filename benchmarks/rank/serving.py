@@ -119,7 +119,7 @@ def serving(world: World, cores: tuple[set[int], set[int]], trees: int = TREES) 
     ports = {"http": _free_port(), "grpc": _free_port()}
     environment = world.settings(trees, http_port=str(ports["http"]), grpc_port=str(ports["grpc"]))
     addresses = {"kafka": world.stack.kafka_bootstrap, **{name: f"{HOST}:{port}" for name, port in ports.items()}}
-    command = [sys.executable, "-m", "compose", "serve"]
+    command = [sys.executable, "-m", "compose.processes", "serve"]
     with process(world.stack, "serve", command, environment, cores[0]) as ranker:
         yield Server(world, ranker.pid, addresses, cores[1])
 

@@ -143,7 +143,7 @@ def labels(features: Floats, seed: int) -> NDArray[np.bool_]:
 @contextmanager
 def fed(world: World, cores: set[int]) -> Iterator[subprocess.Popen[bytes]]:
     """Ingest runs at FEED_EVENTS_PER_S, on these cores; the process that feeds it."""
-    ingest = [sys.executable, "-m", "compose", "ingest"]
+    ingest = [sys.executable, "-m", "compose.processes", "ingest"]
     feed = [sys.executable, "-m", "benchmarks.rank.feed", world.stack.kafka_bootstrap, world.prefix, str(FEED_EVENTS_PER_S)]
     with ExitStack() as closing:
         closing.enter_context(process(world.stack, "ingest", ingest, world.settings(), cores))

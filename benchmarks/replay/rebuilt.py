@@ -74,7 +74,7 @@ def rebuild(stack: Stack, run: Run) -> Iterator[subprocess.Popen[bytes]]:
         "lake_uri": run.lake_uri,
     }
     environment = {**os.environ, **{f"MILLSTREAM_{name.upper()}": value for name, value in settings.items()}}
-    command = [sys.executable, "-m", "compose", "replay", "rebuild", "--json", "--source", run.source, "--until-caught-up"]
+    command = [sys.executable, "-m", "compose.processes", "replay", "rebuild", "--json", "--source", run.source, "--until-caught-up"]
     with ExitStack() as closing:
         output = closing.enter_context(_log(stack, run).open("wb"))
         with machine.pinned(run.cores):

@@ -20,7 +20,17 @@ LOOK_S = 0.1
 def run(stack: Stack, prefix: str, cores: set[int], *arguments: str) -> dict[str, Any]:
     """Run one on these cores. Raises MillstreamError where it finds a fault."""
     places = ["--kafka-bootstrap", stack.kafka_bootstrap, "--store-url", stack.store_url, "--topic-prefix", prefix]
-    command = [sys.executable, "-m", "compose", "replay", *arguments, "--json", "--state-dir", str(stack.folder / "state"), *places]
+    command = [
+        sys.executable,
+        "-m",
+        "compose.processes",
+        "replay",
+        *arguments,
+        "--json",
+        "--state-dir",
+        str(stack.folder / "state"),
+        *places,
+    ]
     with machine.pinned(cores):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603  # our own command
     assert process.stdout is not None, "it is a pipe"

@@ -96,7 +96,7 @@ class World:
         return {**json.loads(done.stdout.splitlines()[-1]), "exit_code": done.returncode}
 
     def _command(self, *words: str) -> list[str]:
-        return [sys.executable, "-m", "compose", *words, "--json"]
+        return [sys.executable, "-m", "compose.processes", *words, "--json"]
 
     def running(self, name: str, *words: str, **settings: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
         """`millstream WORDS` until the block ends; its log is the one of this name."""

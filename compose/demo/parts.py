@@ -105,7 +105,7 @@ class Parts:
         port, log = free_port(), self.folder / f"{verb}.log"
         out: IO[bytes] = self._exit.enter_context(log.open("wb"))
         process = subprocess.Popen(  # noqa: S603  # our own command
-            [sys.executable, "-m", "compose", verb],
+            [sys.executable, "-m", "compose.processes", verb],
             env=os.environ | self._environment(port),
             stdout=out,
             stderr=subprocess.STDOUT,

@@ -59,7 +59,7 @@ def running(folder: Path) -> list[int]:
 
 
 def demo(state: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "compose", "demo", "--json", "--state-dir", str(state)]
+    command = [sys.executable, "-m", "compose.processes", "demo", "--json", "--state-dir", str(state)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # noqa: S603  # our own command
 
 

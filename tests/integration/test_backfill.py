@@ -113,7 +113,7 @@ def test_the_verb_wants_a_file(store_url: str, capsys: pytest.CaptureFixture[str
 def test_a_snapshot_is_taken_anew_until_the_verb_is_told_to_stop(store_url: str, tmp_path: Path) -> None:
     """Each takes the place of the one before as a whole; SIGTERM is no fault."""
     file = tmp_path / "items.arrow"
-    verb = [sys.executable, "-m", "compose", "replay", "backfill-snapshot", "--every", "0.1", "--json"]
+    verb = [sys.executable, "-m", "compose.processes", "replay", "backfill-snapshot", "--every", "0.1", "--json"]
     process = subprocess.Popen([*verb, "--store-url", store_url, "--snapshot-file", str(file)], stdout=subprocess.PIPE, text=True)  # noqa: S603  # ours
     made: set[int] = set()
     until_s = time.monotonic() + 60

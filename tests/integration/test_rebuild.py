@@ -70,7 +70,7 @@ class World:
         """`millstream replay rebuild`."""
         environment = {f"MILLSTREAM_{name.upper()}": value for name, value in self.settings.items()}
         flags = ["--json", "--features", f"{registries.__name__}:{features}", *words]
-        return Process(["-m", "compose", "replay", "rebuild", *flags], log_file(self.folder), **environment)
+        return Process(["-m", "compose.processes", "replay", "rebuild", *flags], log_file(self.folder), **environment)
 
     def oracle(self, registry: Registry, starts: dict[Source, int] | None = None) -> Oracle:
         """What the log says now, from some offsets on."""

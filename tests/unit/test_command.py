@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from compose.__main__ import NICENESS
+from compose.processes import NICENESS
 from compose.verbs import VERBS
 
 #: Runs the command in an interpreter of its own, for a process cannot take back how far it gives way.
 RUN = """
 import os, sys
-from compose.__main__ import command
+from compose.processes import command
 try:
     command()
 except SystemExit:
