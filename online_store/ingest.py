@@ -34,6 +34,8 @@ KEYS_MAX = 4_000
 #: The same while the store is slow: one that works 20 ms in four seconds does these in a call's time, and not those. As many as a bulk
 #: store merges: with fewer, a rebuild would go the long way.
 KEYS_SLOW_MAX = 500
+#: Shards of one call that touches fewer records: a script costs the store 0.1 ms for however few, and it sees to nobody else meanwhile.
+SHARDS_MAX = 16
 #: How often we look whether a rival has passed us (seconds): its guards of shards without rows move four times a second.
 LOOK_S = 0.05
 #: A call that takes longer (seconds) shows a store that does not keep up, well before a call misses its time.
@@ -286,14 +288,12 @@ def _moves(shard: int, readings: Mapping[Source, Reading], followings: Mapping[S
 
 
 def _parts(steps: Sequence[Step], keys_max: int) -> Iterator[list[Step]]:
-    """Steps in their order, so many together that they touch so many records, or one more step than that."""
-    part: list[Step] = []
-    keys_count = 0
+    """Steps in their order, so many together that they touch so many records, or one step more; SHARDS_MAX where all touch fewer."""
+    steps_max = SHARDS_MAX if sum(len(step.deltas.keys) for step in steps) < keys_max else len(steps)
+    part, keys_count = list[Step](), 0
     for step in steps:
         part.append(step)
         keys_count += len(step.deltas.keys)
-        if keys_count >= keys_max:
+        if keys_count >= keys_max or len(part) == steps_max or step is steps[-1]:
             yield part
             part, keys_count = [], 0
-    if part:
-        yield part

@@ -98,11 +98,26 @@ async def test_small_calls_take_turns(keys_max: int, slow_s: float, at_once: int
     assert store.at_once_max == at_once
 
 
+@pytest.mark.parametrize(("keys_max", "shards_max"), [(4_000, 3), (20, 64)])
+async def test_few_records_go_a_few_shards_at_a_time(keys_max: int, shards_max: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who reads meanwhile has those before it, not all; where there are many records, calls are as large as records allow."""
+    monkeypatch.setattr("online_store.ingest.KEYS_MAX", keys_max)
+    monkeypatch.setattr("online_store.ingest.SHARDS_MAX", 3)
+    store = Slow()
+    ingest = Ingest(store, REGISTRY)
+    await ingest.positions([Source("impressions", 0)])
+    await take(ingest, batch([stored(impression(f"u{number}", f"i{number}"), number) for number in range(50)]))
+
+    assert 3 <= max(store.shards_counts) <= shards_max
+    assert (max(store.shards_counts) == 3) == (shards_max == 3)
+
+
 @pytest.mark.parametrize(("slow_s", "shards_max"), [(0.01, 5), (60.0, 64)])
 async def test_a_slow_store_is_asked_for_less_at_once(slow_s: float, shards_max: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it cannot do in a call's time it would never do: it would be sent again for ever."""
     monkeypatch.setattr("online_store.ingest.SLOW_S", slow_s)
     monkeypatch.setattr("online_store.ingest.KEYS_SLOW_MAX", 5)
+    monkeypatch.setattr("online_store.ingest.SHARDS_MAX", 64)
     store = Slow()
     ingest = Ingest(store, REGISTRY)
     await ingest.positions([Source("impressions", 0)])
