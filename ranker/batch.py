@@ -6,7 +6,7 @@ full answer -> vectors that the near cache still has -> popularity -> the order 
 import asyncio
 import time
 from collections.abc import Sequence
-from itertools import islice
+from itertools import compress, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -138,16 +138,19 @@ class Pipeline:
         metrics.spent("rules", time.perf_counter() - scored_s, self._budgets.rules_ms)
         return ranked
 
-    def fall_back(self, asked: Asked, cause: str) -> Ranked:
-        """The best slate without the store, or without the model."""
-        metrics.FALLBACKS.labels(cause).inc()
-        stale = self._reader.stale(asked) if cause != "model" else None
-        if stale is not None:
-            try:
-                return self.rank([asked], stale, Degraded.STALE)[0]
-            except BundleError:
-                metrics.FALLBACKS.labels("model").inc()
-        return self.by_popularity(asked)
+    def fall_back(self, batch: Sequence[Asked], cause: str) -> list[Ranked]:
+        """The best slates without the store, or without the model, one a request."""
+        metrics.FALLBACKS.labels(cause).inc(len(batch))
+        if cause == "model":
+            return [self.by_popularity(asked) for asked in batch]
+        is_known, stale = self._reader.stale(batch)
+        known = list(compress(batch, is_known))
+        try:
+            ranked = iter(self.rank(known, stale, Degraded.STALE) if known else ())
+        except BundleError:
+            metrics.FALLBACKS.labels("model").inc(len(known))
+            return [self.by_popularity(asked) for asked in batch]
+        return [next(ranked) if is_one else self.by_popularity(asked) for asked, is_one in zip(batch, is_known, strict=True)]
 
     def by_popularity(self, asked: Asked) -> Ranked:
         """The slate that costs next to nothing."""

@@ -219,21 +219,21 @@ class Ranker:
 
     def _rank(self, batch: Sequence[Call], known: Read) -> None:
         try:
-            ranked = self._served(batch[0]).pipeline.rank([call.asked for call in batch], known)
+            self._settle(batch, self._served(batch[0]).pipeline.rank([call.asked for call in batch], known))
         except BundleError:
             self._fall_back(batch, "model")
-        else:
-            self._settle(batch, ranked)
 
     def _fall_back(self, batch: Sequence[Call], cause: str) -> None:
-        for call in filter(self._is_wanted, batch):
-            try:
-                ranked = self._served(call).pipeline.fall_back(call.asked, cause)
-            except BaseException:
-                # A fault that nobody thought of is the loop's to tell, and the caller's answer must not hang on it.
+        if not (wanted := list(filter(self._is_wanted, batch))):
+            return
+        try:
+            ranked = self._served(wanted[0]).pipeline.fall_back([call.asked for call in wanted], cause)
+        except BaseException:
+            # A fault that nobody thought of is the loop's to tell, and the callers' answers must not hang on it.
+            for call in wanted:
                 self._shed(call, "fault")
-                raise
-            self._settle([call], [ranked])
+            raise
+        self._settle(wanted, ranked)
 
     def _settle(self, batch: Sequence[Call], ranked: Sequence[Ranked]) -> None:
         """These slates are the answers, of those that are wanted."""

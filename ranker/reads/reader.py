@@ -195,31 +195,34 @@ class Reader:
         self._breaker.succeeded()
         return found
 
-    def stale(self, asked: Asked) -> Read | None:
-        """What is known of a request's candidates without the store; None where it is of less than half of them."""
-        items, ages = self._known(asked, STALE_MS_MAX)
-        known = ages <= STALE_MS_MAX
-        return None if 2 * known.sum() < len(items) else self._alone(items, ages[known].max(keepdims=True))
+    def stale(self, batch: Sequence[Asked]) -> tuple[list[bool], Read]:
+        """Of which requests half of the candidates or more are known without the store, and what is known of those requests."""
+        items, ages, counts = self._known(batch, STALE_MS_MAX)
+        known, firsts = ages <= STALE_MS_MAX, np.cumsum(counts) - counts
+        is_known = 2 * np.add.reduceat(known, firsts, dtype=np.int64) >= counts
+        stale_ms = np.maximum.reduceat(np.where(known, ages, 0), firsts)
+        return is_known.tolist(), self._nobodys(items[is_known.repeat(counts)], counts[is_known], stale_ms[is_known])
 
     def unknown(self, count: int) -> Read:
         """What is known of nobody's request for so many items that nobody saw."""
-        return self._alone(np.repeat(self._unknown, count), np.zeros(1, np.int64))
+        return self._nobodys(np.repeat(self._unknown, count), np.array([count]), np.zeros(1, np.int64))
 
-    def _alone(self, items: Rows, stale_ms: Ints) -> Read:
-        """One request, of nobody, for which nothing was read."""
-        starts = np.array([0, len(items)], np.int64)
-        return Read(items, starts, self._nobody[None, :], [Viewer()], stale_ms, [], self._unknown[:0])
+    def _nobodys(self, items: Rows, counts: Ints, stale_ms: Ints) -> Read:
+        """Requests of nobody, of so many items each, for which nothing was read."""
+        starts = np.concatenate(([0], np.cumsum(counts)))
+        users, viewers = np.repeat(self._nobody[None, :], len(counts), axis=0), [Viewer()] * len(counts)
+        return Read(items, starts, users, viewers, stale_ms, [], self._unknown[:0])
 
     def remembered(self, asked: Asked) -> Rows:
         """What the near cache says of a request's candidates, however old; of others what is said of an unknown item."""
-        return self._known(asked, NEVER)[0]
+        return self._known([asked], NEVER)[0]
 
-    def _known(self, asked: Asked, age_ms_max: int) -> tuple[Rows, Ints]:
-        """A request's candidates from the near cache, and how old they are there; those that are older, or not there, as unknown ones."""
-        items, request = np.repeat(self._unknown, len(asked.item_ids)), asked.request
-        moments = np.full(len(items), request.ts_ms)
-        names = names_of([(request.tenant, asked.item_ids)])
-        return items, self._near.take(names, int(time.monotonic() * 1000), moments, age_ms_max, items)
+    def _known(self, batch: Sequence[Asked], age_ms_max: int) -> tuple[Rows, Ints, Ints]:
+        """Candidates from the near cache, those that are older or not there as unknown ones; how old they are; of each request how many."""
+        counts = np.array([len(asked.item_ids) for asked in batch], np.int64)
+        moments = np.array([asked.request.ts_ms for asked in batch], np.int64).repeat(counts)
+        items, names = np.repeat(self._unknown, len(moments)), names_of([(asked.request.tenant, asked.item_ids) for asked in batch])
+        return items, self._near.take(names, int(time.monotonic() * 1000), moments, age_ms_max, items), counts
 
     async def _read(self, generation: Generation, batch: Sequence[Asked], now_ms: int) -> Read:
         counts = [len(asked.item_ids) for asked in batch]

@@ -111,6 +111,18 @@ async def test_each_request_gets_its_own_slate(ranker: Ranker) -> None:
     assert together == alone
 
 
+async def test_each_request_falls_back_as_far_as_it_must(ranker: Ranker, store: Watched) -> None:
+    """What a batch answers without the store is what each request would be answered alone, be little, much or all of it near."""
+    await ask(ranker, "i1", "i2", "i3", request_id="before")
+    store.read_fault = away
+    asked: list[Wish] = [(("i3", "i1", "i2"), {}), (("x", "y", "i1"), {}), (("x", "i2", "i1"), {"k": 2}), (("x", "y"), {})]
+    together = [response(answer.response) for answer in await all_of(ranker, *asked)]
+    alone = [await ask(ranker, *items, **rest, request_id=f"a{number}") for number, (items, rest) in enumerate(asked)]
+
+    assert [one.degraded for one in together] == ["STALE", "POPULARITY", "STALE", "INPUT_ORDER"]
+    assert [one.ranked_items for one in together] == [one.ranked_items for one in alone]
+
+
 async def test_what_was_read_just_now_is_not_read_again(ranker: Ranker, store: Watched) -> None:
     """Of the second request only the user and the item that is new."""
     await ask(ranker, "i1", "i2", request_id="before")
