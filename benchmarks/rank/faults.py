@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import redis
+from numpy.typing import NDArray
 
 from benchmarks import machine
 from benchmarks.rank.generator import Task, Verdict
-from benchmarks.rank.serving import Server, run
+from benchmarks.rank.serving import WARM_UP_S, Server, run
 from benchmarks.stack import Stack
 from compose.stack.local import LocalStack
 from ranker.budgets import BUDGETS
@@ -23,6 +24,10 @@ SECONDS = BEFORE_S + AWAY_S + AFTER_S
 #: How long the store may take to write its data down before it is stopped (seconds).
 WRITTEN_S = 120.0
 POLL_S = 0.1
+#: Answers are compared with those before by stretches of this (seconds): beside a feed some always fall back.
+STRETCH_S = 0.5
+
+Floats = NDArray[np.float64]
 
 
 class Outage:
@@ -93,6 +98,8 @@ def measure(server: Server, task: Task, outage: Outage, doing: Callable[[], None
     return {
         **found.summary(0.0),
         "first_degraded_ms": _first_ms(answered_s[fallen], outage.gone_s),
+        "first_full_ms": _first_ms(answered_s[(found.verdict == Verdict.FULL) & after], outage.back_s),
+        "as_before_ms": as_before_ms(due_s, fallen, outage.gone_s, outage.back_s),
         "full_again_ms": _last_ms(answered_s[fallen & after], outage.back_s),
         "away_s": round(outage.back_s - outage.gone_s, 2),
         "degraded_while_away": round(float(fallen[away].mean()), 4),
@@ -101,12 +108,29 @@ def measure(server: Server, task: Task, outage: Outage, doing: Callable[[], None
     }
 
 
-def _first_ms(moments_s: np.ndarray[Any, np.dtype[np.float64]], since_s: float) -> float | None:
+def as_before_ms(due_s: Floats, fallen: NDArray[np.bool_], gone_s: float, back_s: float) -> float:
+    """From the store's return to the end of the last stretch of which a larger share fell back than of any before it went.
+
+    due_s: float64 [n], ascending; fallen: bool [n]. 0 where no stretch was worse.
+    """
+    before = _shares(due_s, fallen, float(due_s[0]) + WARM_UP_S, gone_s)
+    after = _shares(due_s, fallen, back_s, np.inf)
+    return 1000 * STRETCH_S * max(np.flatnonzero(after > before.max(initial=0.0)) + 1, default=0)
+
+
+def _shares(due_s: Floats, fallen: NDArray[np.bool_], begun_s: float, ended_s: float) -> Floats:
+    """What share fell back of each stretch of a time, float64 [stretches]; 0 where nothing was due."""
+    inside = (due_s >= begun_s) & (due_s < ended_s)
+    stretches = ((due_s[inside] - begun_s) / STRETCH_S).astype(np.int64)
+    return np.bincount(stretches, fallen[inside]) / np.maximum(np.bincount(stretches), 1)
+
+
+def _first_ms(moments_s: Floats, since_s: float) -> float | None:
     """From a moment to the first of others after it; None where there is none."""
     later = moments_s[moments_s >= since_s]
     return round((float(later.min()) - since_s) * 1000, 1) if len(later) else None
 
 
-def _last_ms(moments_s: np.ndarray[Any, np.dtype[np.float64]], since_s: float) -> float:
+def _last_ms(moments_s: Floats, since_s: float) -> float:
     """From a moment to the last of others; 0 where there is none."""
     return round(max(float(moments_s.max(initial=since_s)) - since_s, 0) * 1000, 1)

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.rank import schedule
 from benchmarks.rank.__main__ import compared_with_peers
+from benchmarks.rank.faults import as_before_ms
 from benchmarks.rank.generator import Client, Said, Verdict, drive, judged
 from benchmarks.rank.latency import quantiles
 from benchmarks.rank.registries import ITEMS_COLUMNS, THIRTY_TWO
@@ -160,3 +161,12 @@ def test_peers_are_compared_by_requests_a_core_second() -> None:
     found = compared_with_peers(rows)
 
     assert found == {"kafka, 200 candidates, 50%": {"peer": 20.0}, "kafka, 200 candidates, 50%, no feed": {"peer": 25.0}}
+
+
+@pytest.mark.parametrize(("worse_until_s", "expected_ms"), [(10.0, 0.0), (10.2, 500.0), (12.6, 3_000.0)])
+def test_after_an_outage_it_is_as_before_when_no_more_fall_back(worse_until_s: float, expected_ms: float) -> None:
+    """Though a tenth fell back before it, and does ever after; the store was gone from 5 s to 10 s, and all fell back until later."""
+    due_s = np.arange(0.0, 20.0, 0.01)
+    always = np.arange(len(due_s)) % 10 == 0
+
+    assert as_before_ms(due_s, always | ((due_s >= 5.0) & (due_s < worse_until_s)), 5.0, 10.0) == expected_ms
