@@ -22,6 +22,9 @@ from schemas.topics import RANK_REQUESTS, RANK_RESPONSES
 CONNECTIONS_COUNT = 64
 #: How long Kafka may take to name a topic's partitions (seconds).
 ANSWER_S = 30.0
+#: How long the Kafka client waits for a first answer (seconds): librdkafka takes whole milliseconds. Less is no wait, and took half of the
+#: core that Kafka and the store have.
+POLL_S = 0.001
 #: Channels of the gRPC client: a connection each.
 CHANNELS_COUNT = 4
 METHOD = "/millstream.v1.Ranking/Rank"
@@ -61,7 +64,7 @@ class KafkaClient:
     async def answers(self) -> Answers:
         """Waits in librdkafka for the first one, then takes what is there."""
         self._producer.poll(0)
-        first = self._consumer.poll(ROUND_S)
+        first = self._consumer.poll(POLL_S)
         if first is None:
             return []
         messages = [first, *self._consumer.consume(1_000, 0)]
