@@ -22,7 +22,8 @@ from ranker.fronts import auth
 from ranker.fronts.grpc import GrpcFront
 from ranker.fronts.http import HttpFront
 from ranker.fronts.quick.http import RankProtocol
-from ranker.kafka import RankSettings, RankWorker
+from ranker.kafka.sender import RankSettings
+from ranker.kafka.worker import RankWorker
 from ranker.rank import Ranker
 from schemas import codec
 from schemas.errors import BundleError, SettingsError, StoreAwayError, StoreError
@@ -117,7 +118,7 @@ async def _serve(settings: Settings) -> str:
     names = RankSettings(settings.kafka_bootstrap, group_id, settings.topic_prefix, settings.reply_topics, settings.kafka_security)
     worker = RankWorker(names, ranker, schema_ids(settings.schema_registry_url))
     tokens = auth.load(settings.tokens_file) if settings.tokens_file else None
-    http, rpc = HttpFront(ranker, store, settings.features, worker.tell, tokens), GrpcFront(ranker, worker.tell, tokens)
+    http, rpc = HttpFront(ranker, store, settings.features, worker.sender.tell, tokens), GrpcFront(ranker, worker.sender.tell, tokens)
     told, stop = asyncio.Event(), asyncio.Event()
     _set_when_told(told)
     try:
@@ -137,7 +138,7 @@ async def _serve(settings: Settings) -> str:
         # Kafka comes last, for the others' telemetry goes there.
         stop.set()
         await working
-        await asyncio.to_thread(worker.flush)
+        await asyncio.to_thread(worker.sender.flush_telemetry)
         return model_version
     finally:
         await store.close()

@@ -29,7 +29,7 @@ from online_store.keys import Entity, Generation
 from online_store.redis import RedisStore
 from online_store.servers.address import Tls, parse_url
 from online_store.view import describe
-from ranker.kafka import RankSettings
+from ranker.kafka.sender import RankSettings
 from replay.log import KafkaLog
 from schemas.errors import LogError, StoreError
 from schemas.features import REGISTRY

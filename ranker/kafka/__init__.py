@@ -1,0 +1,1 @@
+"""The Kafka front end: who reads requests, and who sends what is said of them."""
