@@ -8,6 +8,7 @@ import random
 import signal
 import socket
 import string
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -30,6 +31,8 @@ from online_store.redis import RedisStore
 from online_store.snapshot.file import Made, writing
 from ranker.budgets import BUDGETS
 from ranker.fronts.quick.answers import ranked_again
+from ranker.kafka.sender import RankSettings
+from ranker.kafka.worker import RankWorker
 from schemas import codec
 from schemas.features import REGISTRY
 from schemas.records import DeadLetter, Degraded, RankRequest, RankResponse, RankTelemetry, Reason
@@ -37,7 +40,7 @@ from schemas.topics import DEAD_LETTERS, RANK_RESPONSES, RANK_TELEMETRY, StoredR
 from tests import rankers
 from tests.rankers import ITEMS
 from tests.services import free_port
-from tests.workers import Process, Reader, command, committed, ends, log_records, own_broker, own_store, send, wait_until
+from tests.workers import PATIENCE_S, Process, Reader, command, committed, ends, log_records, own_broker, own_store, send, wait_until
 from tests.worlds import Log, NotUtf8, content, replay
 
 CORRELATION, TRACE, REPLY_TOPIC, REPLY_PARTITION = "kafka_correlationId", "traceparent", "kafka_replyTopic", "kafka_replyPartition"
@@ -315,6 +318,30 @@ def test_a_worker_ends_in_order(world: World, tmp_path: Path) -> None:
     found = committed(world.kafka_bootstrap, world.prefix, "ends-serve", ["rank-requests"])
 
     assert (code, found) == (0, wanted)
+
+
+@pytest.mark.usefixtures("worker")
+async def test_a_request_does_not_wait_for_a_flush(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While Kafka has not acknowledged the answers before, others are polled for and answered."""
+    store = rankers.Failing()
+    await rankers.fill(store)
+    ranker = await rankers.on(store, rankers.trained(tmp_path))
+    worker = RankWorker(RankSettings(world.kafka_bootstrap, "beside", world.prefix), ranker)
+    is_flushing, go_on, flush = threading.Event(), threading.Event(), worker.sender.flush
+    monkeypatch.setattr(worker.sender, "flush", lambda: (is_flushing.set(), go_on.wait(), flush()))
+    stop, asked = asyncio.Event(), [request(), request()]
+    running = asyncio.create_task(worker.run(stop))
+    try:
+        await asyncio.to_thread(world.ask, asked[0])
+        assert await asyncio.to_thread(is_flushing.wait, PATIENCE_S)
+        world.send(asked[1])
+        await asyncio.to_thread(world.answers, asked[1].request_id, count=2)
+    finally:
+        go_on.set()
+        stop.set()
+        await running
+
+    assert committed(world.kafka_bootstrap, world.prefix, "beside", ["rank-requests"])
 
 
 @pytest.mark.usefixtures("worker")
