@@ -328,7 +328,13 @@ async def test_a_request_does_not_wait_for_a_flush(world: World, tmp_path: Path,
     ranker = await rankers.on(store, rankers.trained(tmp_path))
     worker = RankWorker(RankSettings(world.kafka_bootstrap, "beside", world.prefix), ranker)
     is_flushing, go_on, flush = threading.Event(), threading.Event(), worker.sender.flush
-    monkeypatch.setattr(worker.sender, "flush", lambda: (is_flushing.set(), go_on.wait(), flush()))
+
+    def held_up() -> None:
+        is_flushing.set()
+        go_on.wait()
+        flush()
+
+    monkeypatch.setattr(worker.sender, "flush", held_up)
     stop, asked = asyncio.Event(), [request(), request()]
     running = asyncio.create_task(worker.run(stop))
     try:
