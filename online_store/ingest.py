@@ -86,9 +86,7 @@ class Ingest:
 
     async def is_left(self) -> bool:
         """Whether another generation is current than the one that we work on, and we are to work on the current one."""
-        if self.target or not self.generation:
-            return False
-        return await self.store.current() not in (None, self.generation)
+        return not self.target and self.generation is not None and await self.store.current() not in (None, self.generation)
 
     async def switch(self) -> Generation:
         """Take on the generation that is current now, and return it; `positions` of every source comes next. Nothing may be under way."""
@@ -238,6 +236,7 @@ class Ingest:
         """
         readings = {source: self._readings[source] for source in followings}
         steps = [Step(shard, _moves(shard, readings, followings), found) for shard, found in deltas.items()]
+        is_refused = False
         for part in _parts(steps, KEYS_SLOW_MAX if self._is_slow else KEYS_MAX):
             standing = await self._write(part)
             if any(self._readings[source] is not reading for source, reading in readings.items()):
@@ -246,8 +245,9 @@ class Ingest:
             taken = [step for step, guards in zip(part, standing, strict=True) if guards == [move.following for move in step.moves]]
             for move, shard in ((move, step.shard) for step in taken for move in step.moves):
                 readings[move.source].guards[shard] = move.following
-            if len(taken) < len(part):
-                return await self.positions(list(followings))
+            is_refused |= len(taken) < len(part)
+        if is_refused:
+            return await self.positions(list(followings))
         for source, reading in readings.items():
             reading.position = followings[source]
         return dict(followings)
