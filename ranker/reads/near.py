@@ -103,8 +103,8 @@ class Near:
         self._heads = np.zeros((count_max, HEAD), np.int64)
         self._bodies = np.zeros((count_max, NAME_BYTES_MAX + dtype.itemsize), np.uint8)
 
-    def take(self, names: Names, now_ms: int, as_of_ms: Ints, age_ms_max: int, rows: Rows, begin: int = 0) -> Ints:
-        """Fill the rows [n] of entries that are here and no older than that, each from one of its bytes on; the rest stays as it is.
+    def take(self, names: Names, now_ms: int, as_of_ms: Ints, age_ms_max: int, rows: Rows) -> Ints:
+        """Fill the rows [n] of entries that are here and no older than that; other rows stay as they are.
 
         Returns how old entries are, by the clock or against each one's moment, whichever is more: int64 [n], NEVER for what is not here.
         now_ms: of one clock. as_of_ms: int64 [n].
@@ -121,7 +121,6 @@ class Near:
             age_ms_max,
             ages,
             _raw(rows),
-            begin,
         )
         return ages
 
@@ -146,7 +145,6 @@ def _take(  # noqa: PLR0913  # compiled functions take arrays, not objects
     age_ms_max: int,
     ages: Ints,
     rows: NDArray[np.uint8],
-    wanted: int,
 ) -> None:
     places = np.empty(len(rows), np.int64)
     # All hashes first: where they stand in memory is then fetched for many at once.
@@ -159,7 +157,7 @@ def _take(  # noqa: PLR0913  # compiled functions take arrays, not objects
             continue
         ages[row] = max(now_ms - heads[place, READ_MS], abs(as_of_ms[row] - heads[place, AS_OF_MS]))
         if ages[row] <= age_ms_max:
-            for at in range(wanted, rows.shape[1]):
+            for at in range(rows.shape[1]):
                 rows[row, at] = bodies[place, NAME_BYTES_MAX + at]
 
 

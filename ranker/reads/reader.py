@@ -214,15 +214,15 @@ class Reader:
         return Read(items, starts, users, viewers, stale_ms, [], self._unknown[:0])
 
     def remembered(self, asked: Asked) -> Rows:
-        """What the near cache says of a request's candidates but for FOLDED, however old; of others what is said of an unknown item."""
-        return self._known([asked], NEVER, 8 * self._scorer.words_count)[0]
+        """What the near cache says of a request's candidates, however old; of others what is said of an unknown item."""
+        return self._known([asked], NEVER)[0]
 
-    def _known(self, batch: Sequence[Asked], age_ms_max: int, begin: int = 0) -> tuple[Rows, Ints, Ints]:
+    def _known(self, batch: Sequence[Asked], age_ms_max: int) -> tuple[Rows, Ints, Ints]:
         """Candidates from the near cache, those that are older or not there as unknown ones; how old they are; of each request how many."""
         counts = np.array([len(asked.item_ids) for asked in batch], np.int64)
         moments = np.array([asked.request.ts_ms for asked in batch], np.int64).repeat(counts)
         items, names = np.repeat(self._unknown, len(moments)), names_of([(asked.request.tenant, asked.item_ids) for asked in batch])
-        return items, self._near.take(names, int(time.monotonic() * 1000), moments, age_ms_max, items, begin), counts
+        return items, self._near.take(names, int(time.monotonic() * 1000), moments, age_ms_max, items), counts
 
     async def _read(self, generation: Generation, batch: Sequence[Asked], now_ms: int) -> Read:
         counts = [len(asked.item_ids) for asked in batch]
