@@ -91,6 +91,12 @@ class Sender:
             key = RANK_TELEMETRY.key_of(request)
             self._produce(self._telemetry, (self._settings.topic(RANK_TELEMETRY.name), -1), key, answer.telemetry, record.timestamp, trace)
 
+    def refuse(self, bad: BadRecord) -> None:
+        """Send a record that is no request to dead-letters."""
+        value, headers = codec.dead_letter(bad)
+        self._produce(self._answers, (self._settings.topic(DEAD_LETTERS.name), -1), bad.record.key, value, bad.record.timestamp, headers)
+        metrics.DEAD_LETTERS.labels(bad.reason).inc()
+
     def tell(self, request: RankRequest, telemetry: bytes) -> None:
         """Send the telemetry of an answer that another front end gave; dropped where Kafka does not keep up, for nobody may wait for it."""
         key = RANK_TELEMETRY.key_of(request)
@@ -121,12 +127,6 @@ class Sender:
         if found is None and headers.get(REPLY_TOPIC):
             metrics.REPLIES_REFUSED.inc()
         return found or (self._settings.topic(RANK_RESPONSES.name), -1)
-
-    def refuse(self, bad: BadRecord) -> None:
-        """Send a record that is no request to dead-letters."""
-        value, headers = codec.dead_letter(bad)
-        self._produce(self._answers, (self._settings.topic(DEAD_LETTERS.name), -1), bad.record.key, value, bad.record.timestamp, headers)
-        metrics.DEAD_LETTERS.labels(bad.reason).inc()
 
     def _produce(  # what a message is made of
         self, by: Producer, to: tuple[str, int], key: bytes | None, value: bytes, timestamp: int, headers: Sequence[tuple[str, bytes]]
