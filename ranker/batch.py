@@ -6,7 +6,7 @@ full answer -> vectors that the near cache still has -> popularity -> the order 
 import asyncio
 import time
 from collections.abc import Sequence
-from itertools import compress, islice
+from itertools import accumulate, compress, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,13 +69,13 @@ class Pipeline:
         check(rules, registry)
         self._slates = Slates.by(rules)
         self._reader = Reader(store, registry, budgets, self._scorer, rules.facts, snapshot)
-        self._popularity = Popularity(bundle.popularity)
+        self._popularity = Popularity(bundle.popularity, longest_ctr_at(registry))
         self._popular = list(bundle.popularity)[:POPULAR_COUNT_MAX]
-        self._ctr_at = longest_ctr_at(registry)
         #: From columns by kind to columns of the matrix.
         self._order = np.argsort([place for kind in (ITEM, USER, REQUEST) for place in registry.places[kind]])
         self._shared_order = np.argsort([place for kind in (USER, REQUEST) for place in registry.places[kind]])
-        _ = self.rank([_nobodys(["nothing"], 0)], self._reader.unknown(1))[0].items.written
+        nobodys = [_nobodys(["nothing"], 0)]
+        _ = self.by_popularity(nobodys)[0].items.written, self.rank(nobodys, self._reader.unknown(1))[0].items.written
 
     def fits(self, pointer: Pointer) -> bool:
         """Whether it ranks what is current, by the model that is."""
@@ -99,26 +99,17 @@ class Pipeline:
         return self._reader.is_store_away
 
     async def prewarm(self, generation: Generation | None) -> None:
-        """Read what is popular before it is asked for: after a start, another generation or an outage nothing is near.
-
-        Popularity learns nothing from it: as of now a store that is being filled, or replays another time, knows less than the bundle.
-        """
+        """Read what is popular before it is asked for: after a start, another generation or an outage nothing is near."""
         now_ms = time.time_ns() // 1_000_000
         try:
             async with asyncio.timeout(PREWARM_S):
                 for at in range(0, len(self._popular), CANDIDATES_COUNT_MAX):
-                    await self._read(generation, [_nobodys(self._popular[at : at + CANDIDATES_COUNT_MAX], now_ms)])
+                    await self.read(generation, [_nobodys(self._popular[at : at + CANDIDATES_COUNT_MAX], now_ms)])
         except (TimeoutError, StoreError):
             metrics.FALLBACKS.labels("prewarm").inc()
 
     async def read(self, generation: Generation | None, batch: Sequence[Asked]) -> Read:
         """What a batch must know. Raises TimeoutError, StoreError, and GenerationError without a generation of our registry."""
-        found = await self._read(generation, batch)
-        if self._ctr_at is not None:
-            self._popularity.learn(found.new_ids, found.new[VECTOR][:, self._ctr_at].copy())
-        return found
-
-    async def _read(self, generation: Generation | None, batch: Sequence[Asked]) -> Read:
         if generation is None or generation.feature_version != self._registry.fingerprint:
             raise GenerationError(f"the current generation is {generation}: none of registry {self._registry.fingerprint}. Rebuild one.")
         with metrics.STORE.time():
@@ -142,29 +133,36 @@ class Pipeline:
         """The best slates without the store, or without the model, one a request."""
         metrics.FALLBACKS.labels(cause).inc(len(batch))
         if cause == "model":
-            return [self.by_popularity(asked) for asked in batch]
+            return self.by_popularity(batch)
         is_known, stale = self._reader.stale(batch)
-        known = list(compress(batch, is_known))
+        known, others = list(compress(batch, is_known)), [asked for asked, is_one in zip(batch, is_known, strict=True) if not is_one]
         try:
             ranked = iter(self.rank(known, stale, Degraded.STALE) if known else ())
         except BundleError:
             metrics.FALLBACKS.labels("model").inc(len(known))
-            return [self.by_popularity(asked) for asked in batch]
-        return [next(ranked) if is_one else self.by_popularity(asked) for asked, is_one in zip(batch, is_known, strict=True)]
+            return self.by_popularity(batch)
+        popular = iter(self.by_popularity(others) if others else ())
+        return [next(ranked if is_one else popular) for is_one in is_known]
 
-    def by_popularity(self, asked: Asked) -> Ranked:
-        """The slate that costs next to nothing."""
-        found = self._popularity.scores(asked.item_ids)
+    def by_popularity(self, batch: Sequence[Asked]) -> list[Ranked]:
+        """Slates that cost next to nothing, one a request."""
+        near, rows = self._reader.remembered(batch)
+        ends = accumulate(len(asked.item_ids) for asked in batch)
+        return [self._popular_of(asked, near, rows[end - len(asked.item_ids) : end]) for asked, end in zip(batch, ends, strict=True)]
+
+    def _popular_of(self, asked: Asked, near: Rows, rows: NDArray[np.int64]) -> Ranked:
+        """One request's. rows: where its candidates stand in near."""
+        found = self._popularity.scores(asked.item_ids, near, rows)
         degraded = Degraded.INPUT_ORDER if found is None else Degraded.POPULARITY
         scores = np.zeros(len(asked.item_ids), np.float32) if found is None else found
-        candidates = _candidates(asked, Scores(scores, scores), self._reader.remembered(asked), slice(None))
+        candidates = Candidates(asked.item_ids, scores, scores, _facts(near, rows))
         slate = self._slates.slate(candidates, asked.request, Viewer())
         return Ranked(_items(asked, slate, scores[slate.order].tolist(), [b""] * len(slate.order)), degraded, 0)
 
     def explain(self, asked: Asked, known: Read) -> dict[str, Any]:
         """How a request comes to its slate, ready for JSON. known: read for it alone. Raises BundleError where the model cannot score."""
         raw = self._raw([asked], known)
-        candidates = _candidates(asked, Scores(raw, self._scorer.calibrate(raw)), known.items, slice(None))
+        candidates = Candidates(asked.item_ids, raw, self._scorer.calibrate(raw), _facts(known.items, slice(None)))
         slate = self._slates.slate(candidates, asked.request, known.viewers[0])
         matrix = self._matrix([asked], known, np.arange(len(raw)), np.zeros(len(raw), np.int64))
         return explain(self._registry.feature_names, candidates, matrix, slate)
@@ -194,7 +192,8 @@ class Pipeline:
 
     def _slate(self, asked: Asked, number: int, known: Read, scores: Scores) -> Slate:
         rows = slice(int(known.starts[number]), int(known.starts[number + 1]))
-        return self._slates.slate(_candidates(asked, scores, known.items, rows), asked.request, known.viewers[number])
+        candidates = Candidates(asked.item_ids, scores.raw[rows], scores.calibrated[rows], _facts(known.items, rows))
+        return self._slates.slate(candidates, asked.request, known.viewers[number])
 
     def _ranked(self, batch: Sequence[Asked], known: Read, scores: Scores, slates: Sequence[Slate], degraded: Degraded) -> list[Ranked]:
         """Slates with the vectors that were scored."""
@@ -211,10 +210,9 @@ class Pipeline:
         ]
 
 
-def _candidates(asked: Asked, scores: Scores, items: Rows, rows: slice) -> Candidates:
-    """A request's, which are these rows of scores and items."""
-    facts = {name: items[name][rows] for name in items.dtype.names or () if name not in (FOLDED, VECTOR)}
-    return Candidates(asked.item_ids, scores.raw[rows], scores.calibrated[rows], facts)
+def _facts(items: Rows, rows: slice | NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    """What a slate looks at of some of the items."""
+    return {name: items[name][rows] for name in items.dtype.names or () if name not in (FOLDED, VECTOR)}
 
 
 def _items(asked: Asked, slate: Slate, scores: Sequence[float], vectors: Sequence[bytes]) -> Items:

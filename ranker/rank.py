@@ -10,7 +10,7 @@ kept; asked again, the same bytes come back.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from online_store.keys import Generation, answer_key
@@ -20,6 +20,7 @@ from ranker import encode, metrics
 from ranker.batch import Pipeline, Ranked, cause_of
 from ranker.budgets import BUDGETS, Budgets
 from ranker.bundle import Bundle
+from ranker.queue import BATCH_COUNT_MAX, Queue
 from ranker.reads.answers import Answer, Answers, Call, Said
 from ranker.reads.reader import Asked, Read
 from ranker.served.current import Current, Find, Served, no_other
@@ -39,11 +40,6 @@ KEEP_MS_MIN = 3
 WINDOW_S = 0.002
 #: So many begin a read at once, while the batch before is ranked: what any batch costs is little for each of them.
 SHARED_COUNT = 16
-#: Requests of one batch. More would let the first of them wait for the scoring of the last.
-BATCH_COUNT_MAX = 64
-#: Requests that may wait for a batch, and how long the first of them may have (seconds): a read that hangs, and some. Past either one is
-#: answered by popularity at once: it would not be read for inside its deadline, and callers would run out of connections to ask on.
-WAITING_COUNT_MAX, WAITING_S_MAX = 512, 0.04
 
 
 class Ranker:
@@ -72,8 +68,9 @@ class Ranker:
         self._current = Current(store, Pipeline(store, registry, bundle, budgets, rules, snapshot), make)
         self._answers = Answers(store)
         self._calls: dict[bytes, Call] = {}
-        self._waiting: deque[Call] = deque()
-        self._settled: deque[tuple[Call, Ranked]] = deque()
+        self._waiting = Queue()
+        #: Calls and their slates; None for one that is shed.
+        self._settled: deque[tuple[Call, Ranked | None]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_reading = False
         self._next_read_s = 0.0
@@ -120,19 +117,14 @@ class Ranker:
         return await self._current.served.explain(request)
 
     def _begin(self, call: Call) -> None:
-        if self._is_full():
+        if not call.is_settled and self._waiting.is_too_long_for(call, time.perf_counter()):
             self._shed(call, "queue")
         if call.is_settled:
             return
-        self._waiting.append(call)
+        self._waiting.put(call)
         if not self._is_reading:
             self._is_reading = True
             self._go(self._read_all())
-
-    def _is_full(self) -> bool:
-        """Whether there are more than can be ranked in time."""
-        count = len(self._waiting)
-        return count >= WAITING_COUNT_MAX or (count > 0 and time.perf_counter() - self._waiting[0].received_s > WAITING_S_MAX)
 
     def _limit(self, call: Call, received_s: float, deadline_ms: float) -> None:
         """Answer by this deadline, unless by an earlier one."""
@@ -166,7 +158,7 @@ class Ranker:
 
     def _shed(self, call: Call, cause: str) -> None:
         metrics.FALLBACKS.labels(cause).inc()
-        self._settle([call], [self._served(call).pipeline.by_popularity(call.asked)])
+        self._settle([call], [None])
 
     async def _read_all(self) -> None:
         """Read batch after batch. Where many wait, the store reads for the next while each is ranked."""
@@ -175,12 +167,12 @@ class Ranker:
                 soon_s = self._next_read_s - time.perf_counter()
                 if soon_s > 0 and len(self._waiting) < SHARED_COUNT:
                     await asyncio.sleep(soon_s)
-                batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH_COUNT_MAX))]
-                wanted = [call for call in batch if self._is_wanted(call)]
+                wanted = [call for call in self._waiting.take(time.perf_counter()) if self._is_wanted(call)]
                 if wanted:
                     metrics.QUEUE.observe(time.perf_counter() - wanted[0].received_s)
                     await self._read(wanted)
-                    self._next_read_s = time.perf_counter() + WINDOW_S
+                    self._waiting.done(now_s := time.perf_counter())
+                    self._next_read_s = now_s + WINDOW_S
         finally:
             self._is_reading = False
 
@@ -235,8 +227,8 @@ class Ranker:
             raise
         self._settle(wanted, ranked)
 
-    def _settle(self, batch: Sequence[Call], ranked: Sequence[Ranked]) -> None:
-        """These slates are the answers, of those that are wanted."""
+    def _settle(self, batch: Sequence[Call], ranked: Sequence[Ranked | None]) -> None:
+        """These slates are the answers, of those that are wanted; none is one by popularity, made when it is encoded."""
         for call, slate in zip(batch, ranked, strict=True):
             if self._is_wanted(call):
                 call.is_settled = True
@@ -251,12 +243,18 @@ class Ranker:
             self._go(self._keep())
         now_s = time.perf_counter()
         with metrics.ENCODE.time():
-            ours = [self._encoded(call, slate, now_s) for call, slate in settled]
+            ours = [self._encoded(call, slate, now_s) for (call, _), slate in zip(settled, self._slates(settled), strict=True)]
         metrics.spent("rules", time.perf_counter() - now_s, self.budgets.rules_ms)
         with metrics.KEEP.time():
             ours = await self._kept([call for call, _ in settled], ours)
         for (call, _), answer in zip(settled, ours, strict=True):
             self._end(call, answer)
+
+    def _slates(self, settled: Sequence[tuple[Call, Ranked | None]]) -> Iterator[Ranked]:
+        """All slates; those that were shed get theirs together."""
+        shed = [call.asked for call, ranked in settled if ranked is None]
+        popular = iter(self._current.served.pipeline.by_popularity(shed) if shed else ())
+        return (next(popular) if ranked is None else ranked for _, ranked in settled)
 
     async def _kept(self, calls: Sequence[Call], ours: Sequence[Answer]) -> list[Answer]:
         """What holds of our answers. One whose time is over meanwhile goes out as it is, and does not hurry the others."""

@@ -96,12 +96,19 @@ def _split(text: Buffer, starts: Ints) -> bool:
 class Near:
     """At most `count_max` items; of those that share a set the ones that were read first go first."""
 
-    def __init__(self, dtype: np.dtype[Any], count_max: int = NEAR_COUNT_MAX) -> None:
-        """Nothing is here. dtype: of the rows."""
+    def __init__(self, unknown: Rows, count_max: int = NEAR_COUNT_MAX) -> None:
+        """Nothing is here. unknown: the row of an item of which nothing is known, [1]."""
         #: A name's hash; what says how old an entry is and how long its name, 0 where nothing is; the name, and behind it the row.
         self._hashes = np.zeros(count_max, np.uint64)
         self._heads = np.zeros((count_max, HEAD), np.int64)
-        self._bodies = np.zeros((count_max, NAME_BYTES_MAX + dtype.itemsize), np.uint8)
+        self._bodies = np.zeros((count_max + 1, NAME_BYTES_MAX + unknown.dtype.itemsize), np.uint8)
+        #: Of each place, to be read only; at NOWHERE, which is the last one, what is not here.
+        self.rows: Rows = self._bodies[:, NAME_BYTES_MAX:].view(unknown.dtype)[:, 0]
+        self.rows[NOWHERE] = unknown[0]
+
+    def places(self, names: Names) -> Ints:
+        """Where the names' entries stand, however old, int64 [n]: NOWHERE for what is not here."""
+        return _places(names.text, names.starts, self._hashes, self._heads, self._bodies)
 
     def take(self, names: Names, now_ms: int, as_of_ms: Ints, age_ms_max: int, rows: Rows) -> Ints:
         """Fill the rows [n] of entries that are here and no older than that; other rows stay as they are.
@@ -134,6 +141,19 @@ def _raw(rows: Rows) -> NDArray[np.uint8]:
 
 
 @numba.njit(cache=True, nogil=True)
+def _places(text: Buffer, starts: Ints, hashes: NDArray[np.uint64], heads: Ints, bodies: NDArray[np.uint8]) -> Ints:
+    places = np.empty(len(starts) - 1, np.int64)
+    # All hashes first: where they stand in memory is then fetched for many at once.
+    for row in range(len(places)):
+        places[row] = _place(hash64(text, starts[row], starts[row + 1] - 1 - starts[row], SEED), hashes)
+    for row in range(len(places)):
+        place, begin, length = places[row], starts[row], starts[row + 1] - 1 - starts[row]
+        if place != NOWHERE and not _is_named(bodies[place], heads[place, NAME_BYTES], text, begin, length):
+            places[row] = NOWHERE
+    return places
+
+
+@numba.njit(cache=True, nogil=True)
 def _take(  # noqa: PLR0913  # compiled functions take arrays, not objects
     text: Buffer,
     starts: Ints,
@@ -146,14 +166,11 @@ def _take(  # noqa: PLR0913  # compiled functions take arrays, not objects
     ages: Ints,
     rows: NDArray[np.uint8],
 ) -> None:
-    places = np.empty(len(rows), np.int64)
-    # All hashes first: where they stand in memory is then fetched for many at once.
+    places = _places(text, starts, hashes, heads, bodies)
     for row in range(len(rows)):
-        places[row] = _place(hash64(text, starts[row], starts[row + 1] - 1 - starts[row], SEED), hashes)
-    for row in range(len(rows)):
-        place, begin, length = places[row], starts[row], starts[row + 1] - 1 - starts[row]
+        place = places[row]
         ages[row] = NEVER
-        if place == NOWHERE or not _is_named(bodies[place], heads[place, NAME_BYTES], text, begin, length):
+        if place == NOWHERE:
             continue
         ages[row] = max(now_ms - heads[place, READ_MS], abs(as_of_ms[row] - heads[place, AS_OF_MS]))
         if ages[row] <= age_ms_max:

@@ -1,43 +1,32 @@
 """What to show when the model or the store cannot answer: items by their click-through rate as it was last seen."""
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ranker.reads.near import Rows
+from ranker.reads.reader import VECTOR
 from schemas.features import CTR_PRIOR
-
-#: Items remembered at most; past it the ones first seen go first.
-ITEMS_COUNT_MAX = 100_000
-#: Reads that are kept for when somebody asks: nearly always nobody does, and what is in demand is in the next reads again. More would be
-#: felt by the first who asks.
-READS_COUNT_MAX = 256
 
 
 class Popularity:
-    """Item -> score, begun with a bundle's snapshot and kept fresh by every read that succeeds."""
+    """Item -> score: what the near cache says, and of what it knows no impression of, a bundle's snapshot."""
 
-    def __init__(self, snapshot: Mapping[str, float]) -> None:
-        """With a snapshot, item_id -> smoothed CTR."""
-        self._scores = dict(snapshot)
-        self._reads: deque[tuple[Sequence[str], NDArray[np.float32]]] = deque(maxlen=READS_COUNT_MAX)
+    def __init__(self, snapshot: Mapping[str, float], ctr_at: int | None) -> None:
+        """snapshot: item_id -> smoothed CTR. ctr_at: which column of an item's vector is its CTR; None where there is none."""
+        self._snapshot = snapshot
+        self._ctr_at = ctr_at
 
-    def learn(self, item_ids: Sequence[str], scores: NDArray[np.float32]) -> None:
-        """Remember what was just read."""
-        self._reads.append((item_ids, scores))
-
-    def _take_in(self) -> None:
-        while self._reads:
-            item_ids, scores = self._reads.popleft()
-            self._scores.update(zip(item_ids, scores.tolist(), strict=True))
-        while len(self._scores) > ITEMS_COUNT_MAX:
-            del self._scores[next(iter(self._scores))]
-
-    def scores(self, item_ids: Sequence[str]) -> NDArray[np.float32] | None:
-        """Scores float32 [n], an unknown item's the prior's; None if not one of them is known."""
-        self._take_in()
-        found = [self._scores.get(item_id) for item_id in item_ids]
-        if all(score is None for score in found):
+    def scores(self, item_ids: Sequence[str], near: Rows, rows: NDArray[np.int64]) -> NDArray[np.float32] | None:
+        """Scores float32 [n], an unknown item's the prior's; None if not one is known. rows: int64 [n], where they stand in near."""
+        if self._ctr_at is None:
+            found = np.full(len(rows), CTR_PRIOR, np.float32)
+        else:
+            found = near[VECTOR][rows, self._ctr_at]
+        unseen = np.flatnonzero(found == np.float32(CTR_PRIOR)).tolist()
+        told = [self._snapshot.get(item_ids[row]) for row in unseen]
+        if len(told) == len(found) and all(score is None for score in told):
             return None
-        return np.array([CTR_PRIOR if score is None else score for score in found], dtype=np.float32)
+        found[unseen] = [CTR_PRIOR if score is None else score for score in told]
+        return found

@@ -25,7 +25,7 @@ from ranker import encode, metrics
 from ranker.budgets import Budgets
 from ranker.reads.backfill import Backfill
 from ranker.reads.breaker import PAUSE_S_MAX, Breaker
-from ranker.reads.near import NEAR_MS, NEVER, STALE_MS_MAX, Near, Rows, lacking, names_of
+from ranker.reads.near import NEAR_MS, STALE_MS_MAX, Near, Rows, lacking, names_of
 from ranker.score import Scorer
 from ranker.slate.slate import Viewer
 from schemas.aggregates import IMPRESSIONS, ITEM, USER, Tiles
@@ -63,8 +63,7 @@ class Read(NamedTuple):
 
     items: of the candidates: FOLDED, where the model folds, VECTOR, and the facts that a slate wants. starts: int64 [r + 1], where each
     request's begin. users: float32 [r, user features]; viewers: who they are. stale_ms: int64 [r], how old the oldest of a request's
-    entries was that came from the near cache. new_ids: items that were read for this; new: what they say. applied: encoded
-    offsets, what stands before them is in all of this.
+    entries was that came from the near cache. applied: encoded offsets, what stands before them is in all of this.
     """
 
     items: Rows
@@ -72,8 +71,6 @@ class Read(NamedTuple):
     users: NDArray[np.float32]
     viewers: list[Viewer]
     stale_ms: Ints
-    new_ids: list[str]
-    new: Rows
     applied: bytes = NOTHING_APPLIED
 
     @property
@@ -123,15 +120,16 @@ class Reader:
         folded: list[Any] = [(FOLDED, np.uint64, (scorer.words_count,))] if scorer.is_folding else []
         self._dtype = np.dtype(folded + said, align=True)
         self._unknown = self.rows(nothing, now_ms)
-        self._near = Near(self._dtype)
+        self._near = Near(self._unknown)
         self._nobody = registry.columns(USER, read(self._layouts[USER], [None], 0), 0)[0]
         self._compile()
 
     def _compile(self) -> None:
         """Run once what a read runs through beside the store: compiling takes a process seconds, and a request has none of them."""
         names, starts, moments = names_of([("", ["nothing"])]), np.array([0, 1], np.int64), np.zeros(1, np.int64)
-        near = Near(self._dtype)
+        near = Near(self._unknown)
         ages = near.take(names, 0, moments, NEAR_MS, np.empty(1, self._dtype))
+        near.places(names)
         _, wanted, _, _ = lacking(names, starts, moments, ages, NEAR_MS)
         keys_of(Generation(1, self._registry.fingerprint), [(USER, names, wanted), (ITEM, names, wanted)])
         near.put(names, wanted, self.rows(read(self._layouts[ITEM], [None], moments), moments), 0, moments)
@@ -155,7 +153,7 @@ class Reader:
 
     def forget(self) -> None:
         """Another generation is current. What is being read of the one before is not kept either."""
-        self._near = Near(self._dtype)
+        self._near = Near(self._unknown)
         self._applied = self._applied_before = NOTHING_APPLIED
 
     async def look(self, generation: Generation) -> None:
@@ -197,7 +195,7 @@ class Reader:
 
     def stale(self, batch: Sequence[Asked]) -> tuple[list[bool], Read]:
         """Of which requests half of the candidates or more are known without the store, and what is known of those requests."""
-        items, ages, counts = self._known(batch, STALE_MS_MAX)
+        items, ages, counts = self._known(batch)
         known, firsts = ages <= STALE_MS_MAX, np.cumsum(counts) - counts
         is_known = 2 * np.add.reduceat(known, firsts, dtype=np.int64) >= counts
         stale_ms = np.maximum.reduceat(np.where(known, ages, 0), firsts)
@@ -211,18 +209,18 @@ class Reader:
         """Requests of nobody, of so many items each, for which nothing was read."""
         starts = np.concatenate(([0], np.cumsum(counts)))
         users, viewers = np.repeat(self._nobody[None, :], len(counts), axis=0), [Viewer()] * len(counts)
-        return Read(items, starts, users, viewers, stale_ms, [], self._unknown[:0])
+        return Read(items, starts, users, viewers, stale_ms)
 
-    def remembered(self, asked: Asked) -> Rows:
-        """What the near cache says of a request's candidates, however old; of others what is said of an unknown item."""
-        return self._known([asked], NEVER)[0]
+    def remembered(self, batch: Sequence[Asked]) -> tuple[Rows, Ints]:
+        """All that is near, however old, and which row of it each candidate's is: where nothing is, an unknown item's."""
+        return self._near.rows, self._near.places(names_of([(asked.request.tenant, asked.item_ids) for asked in batch]))
 
-    def _known(self, batch: Sequence[Asked], age_ms_max: int) -> tuple[Rows, Ints, Ints]:
-        """Candidates from the near cache, those that are older or not there as unknown ones; how old they are; of each request how many."""
+    def _known(self, batch: Sequence[Asked]) -> tuple[Rows, Ints, Ints]:
+        """Candidates from the near cache, what is too old or not there as unknown; how old they are; of each request how many."""
         counts = np.array([len(asked.item_ids) for asked in batch], np.int64)
         moments = np.array([asked.request.ts_ms for asked in batch], np.int64).repeat(counts)
         items, names = np.repeat(self._unknown, len(moments)), names_of([(asked.request.tenant, asked.item_ids) for asked in batch])
-        return items, self._near.take(names, int(time.monotonic() * 1000), moments, age_ms_max, items), counts
+        return items, self._near.take(names, int(time.monotonic() * 1000), moments, STALE_MS_MAX, items), counts
 
     async def _read(self, generation: Generation, batch: Sequence[Asked], now_ms: int) -> Read:
         counts = [len(asked.item_ids) for asked in batch]
@@ -238,11 +236,8 @@ class Reader:
         of_items = raws[len(batch) :]
         if self._backfill:
             await self._backfill.fill([entity_named(ITEM, name) for name in names.of(wanted)], of_items, lack.as_of_ms)
-        found = self._put(lack, of_items)
-        items[rows] = found[of]
-        ids = list(itertools.chain.from_iterable([asked.item_ids for asked in batch]))
-        new_ids = [ids[row] for row in wanted.tolist()]
-        return Read(items, starts, self._registry.columns(USER, users, of_users), _viewers(users), stale_ms, new_ids, found, applied)
+        items[rows] = self._put(lack, of_items)[of]
+        return Read(items, starts, self._registry.columns(USER, users, of_users), _viewers(users), stale_ms, applied)
 
     async def _fetch(self, generation: Generation, batch: Sequence[Asked], lack: Lack) -> list[bytes | None]:
         """The records of the batch's users, and behind them those of the items that it lacks. Raises TimeoutError past the budget."""

@@ -6,6 +6,8 @@ import pytest
 from ranker.reads.near import NEVER, WAYS, Near, lacking, names_of
 from ranker.reads.reader import VECTOR
 
+#: The fact of an item of which nothing is known.
+UNKNOWN = -9
 ROW = np.dtype([(VECTOR, "<f4", (1,)), ("fact", "<i8")], align=True)
 
 
@@ -31,16 +33,26 @@ def taken(near: Near, tenant: str, *item_ids: str) -> list[int]:
 
 def test_what_was_put_is_found() -> None:
     """By tenant and id, in any order, beside what is not there."""
-    near = Near(ROW, WAYS)
+    near = Near(rows(UNKNOWN), WAYS)
     put(near, "", {"a": 1})
     put(near, "t", {"ä": 2, "b": 3})
 
     assert taken(near, "t", "b", "a", "ä") == [3, -1, 2]
 
 
+def test_what_was_put_is_found_where_it_stands() -> None:
+    """However old; what is not there is where an unknown item's row is."""
+    near = Near(rows(UNKNOWN), WAYS)
+    put(near, "", {"a": 1})
+    put(near, "t", {"b": 3})
+    put(near, "t", {"b": 4})
+
+    assert near.rows["fact"][near.places(names_of([("t", ["a", "b"]), ("", ["a"])]))].tolist() == [UNKNOWN, 4, 1]
+
+
 def test_some_of_the_names_can_be_put() -> None:
     """What was read is a part of what was asked for."""
-    near = Near(ROW, WAYS)
+    near = Near(rows(UNKNOWN), WAYS)
     near.put(names_of([("", ["a"]), ("t", ["b", "c"])]), np.array([2, 0]), rows(3, 1), 0, np.zeros(2, np.int64))
 
     assert (taken(near, "", "a"), taken(near, "t", "b", "c")) == ([1], [-1, 3])
@@ -49,7 +61,7 @@ def test_some_of_the_names_can_be_put() -> None:
 @pytest.mark.parametrize(("now_ms", "as_of_ms", "age"), [(107, 10, 7), (100, 31, 21), (105, 4, 6), (100, 10, 0)])
 def test_an_entry_ages_by_the_clock_and_by_the_moment(now_ms: int, as_of_ms: int, age: int) -> None:
     """Whichever is further away; a moment may lie before it, too."""
-    near = Near(ROW, WAYS)
+    near = Near(rows(UNKNOWN), WAYS)
     put(near, "", {"a": 1}, 100, 10)
 
     assert near.take(names_of([("", ["a", "b"])]), now_ms, np.full(2, as_of_ms), 500, rows(0, 0)).tolist() == [age, NEVER]
@@ -57,7 +69,7 @@ def test_an_entry_ages_by_the_clock_and_by_the_moment(now_ms: int, as_of_ms: int
 
 def test_an_entry_that_is_too_old_is_not_taken() -> None:
     """Its row stays as it was."""
-    near, found = Near(ROW, WAYS), rows(7)
+    near, found = Near(rows(UNKNOWN), WAYS), rows(7)
     put(near, "", {"a": 1}, 100)
     near.take(names_of([("", ["a"])]), 601, np.zeros(1, np.int64), 500, found)
 
@@ -66,7 +78,7 @@ def test_an_entry_that_is_too_old_is_not_taken() -> None:
 
 def test_the_first_to_be_read_goes_first() -> None:
     """And what is put again keeps its place, with what it says now."""
-    near = Near(ROW, WAYS)
+    near = Near(rows(UNKNOWN), WAYS)
     put(near, "", {str(number): number for number in range(WAYS)}, now_ms=1)
     put(near, "", {"0": 100}, now_ms=2)
     put(near, "", {"more": 200}, now_ms=3)
@@ -77,12 +89,13 @@ def test_the_first_to_be_read_goes_first() -> None:
 def test_names_of_one_hash_are_told_apart() -> None:
     """One takes the other's place, and is never taken for it."""
     first, second = "item-00000000-1", "y5b3PLPw~Sm<5Xi"
-    near = Near(ROW, WAYS)
+    near = Near(rows(UNKNOWN), WAYS)
     put(near, "", {first: 1})
     before = taken(near, "", first, second)
     put(near, "", {second: 2})
 
     assert (before, taken(near, "", first, second)) == ([1, -1], [-1, 2])
+    assert near.rows["fact"][near.places(names_of([("", [first, second])]))].tolist() == [UNKNOWN, 2]
 
 
 @pytest.mark.parametrize("odd", ["b", "a\0b", "\0", "ä:\0"])

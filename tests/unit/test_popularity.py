@@ -1,40 +1,49 @@
 """What is shown when nothing can be scored."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pytest
 
-from ranker.reads.popularity import ITEMS_COUNT_MAX, Popularity
+from ranker.reads.popularity import Popularity
+from ranker.reads.reader import VECTOR
 from schemas.features import CTR_PRIOR
 
+#: A vector's second number is the CTR.
+ROW, CTR_AT = np.dtype([(VECTOR, "<f4", (2,))]), 1
+#: Where an item stands in `near` that is not there.
+UNKNOWN = -1
 
-def scores(*values: float) -> "np.typing.NDArray[np.float32]":
-    return np.array(values, dtype=np.float32)
+
+def found(snapshot: Mapping[str, float], near: Mapping[str, float], *item_ids: str, ctr_at: int | None = CTR_AT) -> list[float] | None:
+    """Scores, where these items are near with these CTRs."""
+    rows = np.zeros(len(near) + 1, ROW)
+    rows[VECTOR][:, CTR_AT] = [*near.values(), CTR_PRIOR]
+    places = np.array([list(near).index(item_id) if item_id in near else UNKNOWN for item_id in item_ids])
+    scores = Popularity(snapshot, ctr_at).scores(item_ids, rows, places)
+    return None if scores is None else scores.tolist()
 
 
 def test_the_snapshot_of_the_bundle_is_known_from_the_start() -> None:
     """Before the first read the bundle's items have their scores, others the prior's."""
-    found = Popularity({"a": 0.5, "b": 0.25}).scores(["b", "new", "a"])
-
-    np.testing.assert_array_equal(found, scores(0.25, CTR_PRIOR, 0.5))
+    assert found({"a": 0.5, "b": 0.25}, {}, "b", "new", "a") == pytest.approx([0.25, CTR_PRIOR, 0.5])
 
 
 def test_nothing_known_is_nothing_said() -> None:
     """Where not one candidate is known there is no order by popularity: the caller keeps the order it was given."""
-    assert Popularity({"a": 0.5}).scores(["x", "y"]) is None
+    assert found({"a": 0.5}, {}, "x", "y") is None
 
 
 def test_what_was_read_last_counts() -> None:
-    """A read that succeeded replaces what the snapshot said, and adds items that it did not have."""
-    popularity = Popularity({"a": 0.5})
-    popularity.learn(["a", "new"], scores(0.125, 0.75))
-
-    np.testing.assert_array_equal(popularity.scores(["a", "new"]), scores(0.125, 0.75))
+    """It stands before what the snapshot said, and says something of items that it did not have."""
+    assert found({"a": 0.5}, {"a": 0.125, "new": 0.75}, "a", "new") == [0.125, 0.75]
 
 
-def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Past the bound the items that came first go, whatever their score."""
-    monkeypatch.setattr("ranker.reads.popularity.ITEMS_COUNT_MAX", 3)
-    popularity = Popularity({"a": 0.5, "b": 0.5})
-    popularity.learn(["c", "d"], scores(0.25, 0.125))
+def test_an_item_that_nobody_saw_goes_by_the_snapshot() -> None:
+    """A store that is being filled, or replays another time, knows no impression of it yet."""
+    assert found({"a": 0.5}, {"a": CTR_PRIOR, "b": 0.75}, "a", "b") == [0.5, 0.75]
 
-    assert (popularity.scores(["a"]), ITEMS_COUNT_MAX) == (None, 100_000)
+
+def test_without_a_click_rate_among_the_features_the_snapshot_counts() -> None:
+    """Whatever else stands in the vectors."""
+    assert found({"a": 0.5}, {"a": 0.125}, "a", "b", ctr_at=None) == pytest.approx([0.5, CTR_PRIOR])

@@ -14,7 +14,7 @@ from ranker.reads.breaker import FAILURES_MAX
 from ranker.reads.near import NEAR_MS
 from ranker.reads.reader import LATE_S
 from schemas.records import Degraded
-from tests.rankers import GENERATION, Failing, Model, ask, away, fill, on, request, response, slow, stand_still, trained
+from tests.rankers import GENERATION, Failing, Model, ask, away, fill, ids, on, request, response, slow, stand_still, trained
 from tests.worlds import NOW_MS
 
 ITEM_KEY = b"item:"
@@ -81,7 +81,7 @@ async def test_requests_that_come_at_once_share_a_read(ranker: Ranker, store: Wa
 async def test_requests_of_one_window_share_a_read(ranker: Ranker, store: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a quiet moment one is read for at once; those that come one after the other within the window behind it share the next."""
     monkeypatch.setattr("ranker.rank.WINDOW_S", 1.0)
-    monkeypatch.setattr("ranker.rank.WAITING_S_MAX", 5.0)
+    monkeypatch.setattr("ranker.queue.WAITING_S_MAX", 5.0)
     asked = []
     for number in range(5):
         asked.append(asyncio.create_task(ask(ranker, "i1", user_id=f"u{number}", request_id=f"r{number}")))
@@ -192,15 +192,17 @@ async def test_a_caller_who_is_gone_costs_another_one_nothing(ranker: Ranker) ->
 
 async def test_a_full_queue_sheds_to_the_fallback(ranker: Ranker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not to an error, and not those who wait already."""
-    monkeypatch.setattr("ranker.rank.WAITING_COUNT_MAX", 2)
-    answers = await all_of(ranker, *[(("i1",), {})] * 4)
+    monkeypatch.setattr("ranker.queue.WAITING_COUNT_MAX", 2)
+    answers = await all_of(ranker, (("i1",), {}), (("i2",), {}), (("i3", "x"), {}), (("i1", "i4", "i3"), {}))
+    given = [response(answer.response) for answer in answers]
 
-    assert [response(answer.response).degraded for answer in answers] == ["NONE", "NONE", "POPULARITY", "POPULARITY"]
+    assert [one.degraded for one in given] == ["NONE", "NONE", "POPULARITY", "POPULARITY"]
+    assert [ids(one) for one in given] == [["i1"], ["i2"], ["i3", "x"], ["i3", "i1", "i4"]]
 
 
 async def test_a_queue_that_does_not_get_on_sheds_to_the_fallback(ranker: Ranker, monkeypatch: pytest.MonkeyPatch) -> None:
     """However short it is: who came first has waited for too long, and so would they."""
-    monkeypatch.setattr("ranker.rank.WAITING_S_MAX", -1.0)
+    monkeypatch.setattr("ranker.queue.WAITING_S_MAX", -1.0)
     answers = await all_of(ranker, *[(("i1",), {})] * 3)
 
     assert [response(answer.response).degraded for answer in answers] == ["NONE", "POPULARITY", "POPULARITY"]

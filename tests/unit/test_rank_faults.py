@@ -74,12 +74,15 @@ async def test_without_the_store_unknown_items_stay_in_order(ranker: Ranker, sto
 
 
 async def test_popularity_follows_what_was_read(ranker: Ranker, store: Failing) -> None:
-    """Reads that succeed teach the fallback: of i0 and i2, the one that was clicked leads though the snapshot has neither."""
+    """Reads that succeed teach the fallback: of i0 and i2, the one that was clicked leads though the snapshot has neither.
+
+    For each of those who fall back together.
+    """
     await ask(ranker, "i0", "i2", request_id="before")
     store.read_fault = away
-    given = await ask(ranker, "i0", "i2", "x", "y", "z")
+    given = await asyncio.gather(ask(ranker, "i0", "i2", "x", "y", "z"), ask(ranker, "x", "y", "i2", "z", "i0", request_id="r2"))
 
-    assert (given.degraded, ids(given)[0]) == (Degraded.POPULARITY, "i2")
+    assert [(one.degraded, ids(one)[0]) for one in given] == [(Degraded.POPULARITY, "i2")] * 2
 
 
 async def test_without_the_store_what_was_read_lately_is_scored(ranker: Ranker, store: Failing) -> None:

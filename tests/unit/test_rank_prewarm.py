@@ -185,7 +185,7 @@ async def test_a_request_under_way_belongs_to_the_generation_it_was_read_from(st
     store.read_fault = away
     after = await ask(ranker, "i2", "i4", ts_ms=asked_ms, request_id="after")
 
-    assert (given.degraded, given.generation, after.degraded) == (Degraded.NONE, "g1", Degraded.POPULARITY)
+    assert (given.degraded, given.generation, after.degraded) == (Degraded.NONE, "g1", Degraded.INPUT_ORDER)
 
 
 def test_the_first_request_compiles_nothing(tmp_path: str) -> None:

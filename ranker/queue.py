@@ -1,0 +1,51 @@
+"""Who waits to be ranked, and who would wait too long: it is said at once, while it still costs little."""
+
+from collections import deque
+
+from ranker.reads.answers import Call
+
+#: Requests of one batch. A batch costs some 2 ms however few are in it, little for each of so many; more would let the first wait for the
+#: last, and who comes meanwhile for all of them.
+BATCH_COUNT_MAX = 32
+#: Requests that may wait, and how long the first of them may have (seconds): a read that hangs, and some. Past either one is answered by
+#: popularity: it would not be read for inside its deadline, and callers would run out of connections to ask on.
+WAITING_COUNT_MAX, WAITING_S_MAX = 512, 0.04
+#: How much of what batches are said to take is the last one's: a few in a row are believed, one that stood still is not.
+LAST_SHARE = 0.25
+
+
+class Queue:
+    """Calls in the order they came, taken in batches. now_s: time.perf_counter()."""
+
+    def __init__(self) -> None:
+        """Nobody waits."""
+        self._calls: deque[Call] = deque()
+        #: When the last batch began, and how long one takes.
+        self._begun_s = self._batch_s = 0.0
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def put(self, call: Call) -> None:
+        """Behind all others."""
+        self._calls.append(call)
+
+    def take(self, now_s: float) -> list[Call]:
+        """The next batch."""
+        self._begun_s = now_s
+        return [self._calls.popleft() for _ in range(min(len(self._calls), BATCH_COUNT_MAX))]
+
+    def done(self, now_s: float) -> None:
+        """It is the next one's turn."""
+        self._batch_s += LAST_SHARE * (now_s - self._begun_s - self._batch_s)
+
+    def is_too_long_for(self, call: Call, now_s: float) -> bool:
+        """Whether it would not be ranked in time behind all who wait."""
+        if not self._calls:
+            return False
+        count = len(self._calls)
+        if count >= WAITING_COUNT_MAX or now_s - self._calls[0].received_s > WAITING_S_MAX:
+            return True
+        # The one under way, those before, its own; and half of one again, for a batch is ranked while the next is read.
+        ready_s = max(now_s, self._begun_s + self._batch_s) + (count // BATCH_COUNT_MAX + 1.5) * self._batch_s
+        return ready_s > call.deadline_s - call.reserve_s

@@ -1,0 +1,76 @@
+"""Who waits to be ranked, and who is not let in."""
+
+import pytest
+
+from ranker.queue import BATCH_COUNT_MAX, WAITING_COUNT_MAX, WAITING_S_MAX, Queue
+from ranker.reads.answers import Call
+from ranker.reads.reader import Asked
+from tests.rankers import request
+
+#: Batches that were measured before.
+BATCHES_COUNT = 50
+
+
+def call(received_s: float = 0.0, deadline_s: float = 0.08, reserve_s: float = 0.015) -> Call:
+    return Call(Asked(request(), []), b"", received_s, deadline_s=deadline_s, reserve_s=reserve_s)
+
+
+def queue(waiting: int, batch_s: float = 0.0) -> Queue:
+    """Where so many wait behind a batch that began at 0; those before took so long."""
+    found = Queue()
+    for _ in range(BATCHES_COUNT):
+        found.take(0.0)
+        found.done(batch_s)
+    found.take(0.0)
+    for _ in range(waiting):
+        found.put(call())
+    return found
+
+
+def test_calls_are_taken_in_batches_as_they_came() -> None:
+    """The first ones first, and at most so many."""
+    calls, found = [call(float(number)) for number in range(BATCH_COUNT_MAX + 1)], Queue()
+    for one in calls:
+        found.put(one)
+
+    assert [found.take(0.0), found.take(0.0), found.take(0.0)] == [calls[:-1], calls[-1:], []]
+
+
+def test_where_nobody_waits_everybody_is_let_in() -> None:
+    """However long batches took: with nobody let in nobody would learn that they take less now."""
+    assert not queue(0, batch_s=10.0).is_too_long_for(call(), 0.0)
+
+
+@pytest.mark.parametrize(("waiting", "now_s", "is_too_long"), [
+    (WAITING_COUNT_MAX - 1, 0.0, False),
+    (WAITING_COUNT_MAX, 0.0, True),
+    (1, WAITING_S_MAX - 0.001, False),
+    (1, WAITING_S_MAX + 0.001, True),
+])  # fmt: skip
+def test_no_more_are_let_in_than_may_wait(waiting: int, now_s: float, *, is_too_long: bool) -> None:
+    """In number, nor where the first one has waited for as long as may be."""
+    assert queue(waiting).is_too_long_for(call(), now_s) == is_too_long
+
+
+@pytest.mark.parametrize(("waiting", "batch_s", "now_s", "is_too_long"), [
+    (1, 0.025, 0.0, False),  # 25 for the one under way and 37.5 for its own are 62.5 of 65
+    (1, 0.027, 0.0, True),
+    (BATCH_COUNT_MAX - 1, 0.025, 0.0, False),
+    (BATCH_COUNT_MAX, 0.025, 0.0, True),
+    (BATCH_COUNT_MAX, 0.018, 0.0, False),  # 18 + 45
+    (BATCH_COUNT_MAX, 0.018, 0.010, False),  # of the one under way 8 are left
+    (BATCH_COUNT_MAX, 0.018, 0.021, True),  # which should have been over, and may be at any time
+])  # fmt: skip
+def test_who_would_be_ranked_too_late_is_not_let_in(waiting: int, batch_s: float, now_s: float, *, is_too_long: bool) -> None:
+    """By what batches take, and by who is before them."""
+    assert queue(waiting, batch_s).is_too_long_for(call(), now_s) == is_too_long
+
+
+def test_one_batch_that_stood_still_turns_nobody_away() -> None:
+    """A process that stood still once will not each time."""
+    found = queue(1, batch_s=0.003)
+    found.done(0.08)
+    found.take(1.0)
+    found.put(call(1.0, 1.08))
+
+    assert not found.is_too_long_for(call(1.0, 1.08), 1.0)
