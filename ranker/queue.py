@@ -39,8 +39,8 @@ class Queue:
         """It is the next one's turn."""
         self._batch_s += LAST_SHARE * (now_s - self._begun_s - self._batch_s)
 
-    def is_too_long_for(self, call: Call, now_s: float) -> bool:
-        """Whether it would not be ranked in time behind all who wait."""
+    def is_too_long(self, until_s: float, now_s: float) -> bool:
+        """Whether who comes now would not be ranked until then, behind all who wait."""
         if not self._calls:
             return False
         count = len(self._calls)
@@ -48,4 +48,4 @@ class Queue:
             return True
         # The one under way, those before, its own; and half of one again, for a batch is ranked while the next is read.
         ready_s = max(now_s, self._begun_s + self._batch_s) + (count // BATCH_COUNT_MAX + 1.5) * self._batch_s
-        return ready_s > call.deadline_s - call.reserve_s
+        return ready_s > until_s

@@ -10,7 +10,7 @@ kept; asked again, the same bytes come back.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from online_store.keys import Generation, answer_key
@@ -69,8 +69,7 @@ class Ranker:
         self._answers = Answers(store)
         self._calls: dict[bytes, Call] = {}
         self._waiting = Queue()
-        #: Calls and their slates; None for one that is shed.
-        self._settled: deque[tuple[Call, Ranked | None]] = deque()
+        self._settled: deque[tuple[Call, Ranked]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_reading = False
         self._next_read_s = 0.0
@@ -100,7 +99,7 @@ class Ranker:
             call = self._calls[key] = Call(asked, key, received_s)
         answered = call.join()
         self._limit(call, received_s, request.deadline_ms or self.budgets.total_ms)
-        if is_new:
+        if is_new and not call.is_settled:
             self._begin(call)
         answer = await answered
         if call.is_told:
@@ -117,9 +116,8 @@ class Ranker:
         return await self._current.served.explain(request)
 
     def _begin(self, call: Call) -> None:
-        if not call.is_settled and self._waiting.is_too_long_for(call, time.perf_counter()):
+        if self._waiting.is_too_long(call.deadline_s - call.reserve_s, time.perf_counter()):
             self._shed(call, "queue")
-        if call.is_settled:
             return
         self._waiting.put(call)
         if not self._is_reading:
@@ -157,8 +155,12 @@ class Ranker:
             self._shed(call, "deadline")
 
     def _shed(self, call: Call, cause: str) -> None:
+        """Answer at once, at the least cost: it waits for nothing, neither for others nor for what another worker may have kept."""
         metrics.FALLBACKS.labels(cause).inc()
-        self._settle([call], [None])
+        answer = self._encoded(call, self._served(call).pipeline.by_popularity([call.asked])[0], time.perf_counter())
+        call.is_settled = True
+        self._answers.keep([(call.key, answer.response)], lambda _: None)
+        self._end(call, answer)
 
     async def _read_all(self) -> None:
         """Read batch after batch. Where many wait, the store reads for the next while each is ranked."""
@@ -227,47 +229,40 @@ class Ranker:
             raise
         self._settle(wanted, ranked)
 
-    def _settle(self, batch: Sequence[Call], ranked: Sequence[Ranked | None]) -> None:
-        """These slates are the answers, of those that are wanted; none is one by popularity, made when it is encoded."""
+    def _settle(self, batch: Sequence[Call], ranked: Sequence[Ranked]) -> None:
+        """These slates are the answers, of those that are wanted."""
         for call, slate in zip(batch, ranked, strict=True):
             if self._is_wanted(call):
                 call.is_settled = True
                 if not self._settled:
-                    self._go(self._keep())
+                    asyncio.get_running_loop().call_soon(self._keep)
                 self._settled.append((call, slate))
 
-    async def _keep(self) -> None:
+    def _keep(self) -> None:
         """Encode what was settled in this round of the loop, and keep it, unless another worker was faster: then its are the answers."""
+        loop, now_s = asyncio.get_running_loop(), time.perf_counter()
         settled = [self._settled.popleft() for _ in range(min(len(self._settled), BATCH_COUNT_MAX))]
         if self._settled:
-            self._go(self._keep())
-        now_s = time.perf_counter()
+            loop.call_soon(self._keep)
         with metrics.ENCODE.time():
-            ours = [self._encoded(call, slate, now_s) for (call, _), slate in zip(settled, self._slates(settled), strict=True)]
+            ours = [self._encoded(call, slate, now_s) for call, slate in settled]
         metrics.spent("rules", time.perf_counter() - now_s, self.budgets.rules_ms)
-        with metrics.KEEP.time():
-            ours = await self._kept([call for call, _ in settled], ours)
         for (call, _), answer in zip(settled, ours, strict=True):
-            self._end(call, answer)
-
-    def _slates(self, settled: Sequence[tuple[Call, Ranked | None]]) -> Iterator[Ranked]:
-        """All slates; those that were shed get theirs together."""
-        shed = [call.asked for call, ranked in settled if ranked is None]
-        popular = iter(self._current.served.pipeline.by_popularity(shed) if shed else ())
-        return (next(popular) if ranked is None else ranked for _, ranked in settled)
-
-    async def _kept(self, calls: Sequence[Call], ours: Sequence[Answer]) -> list[Answer]:
-        """What holds of our answers. One whose time is over meanwhile goes out as it is, and does not hurry the others."""
-        for call, answer in zip(calls, ours, strict=True):
             call.ours = answer
             if call.timer is None:
                 self._wait(call)
+        calls, begun_s = [call for call, _ in settled], time.perf_counter()
+
+        def kept(responses: Sequence[bytes]) -> None:
+            metrics.KEEP.observe(time.perf_counter() - begun_s)
+            for call, answer, response in zip(calls, ours, responses, strict=True):
+                self._end(call, answer if response == answer.response else Answer(response, None))
+
         answers = [(call.key, answer.response) for call, answer in zip(calls, ours, strict=True)]
-        left_s = max(call.deadline_s for call in calls) - time.perf_counter()
-        # A store that is left alone would hold up each of these answers for as long as they can wait.
-        patience_s = 0.0 if self._current.served.pipeline.is_store_away else left_s
-        kept = await self._answers.keep(answers, max(patience_s, KEEP_MS_MIN / 1000))
-        return [answer if response == answer.response else Answer(response, None) for answer, response in zip(ours, kept, strict=True)]
+        self._answers.keep(answers, kept)
+        if self._current.served.pipeline.is_store_away:
+            # It would hold up each of these answers for as long as they can wait.
+            loop.call_later(KEEP_MS_MIN / 1000, kept, [response for _, response in answers])
 
     def _end(self, call: Call, answer: Answer) -> None:
         if call.is_answered:

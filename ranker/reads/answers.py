@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import math
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -97,10 +97,10 @@ class Call:
 
 
 class Keeping(NamedTuple):
-    """Answers that are to be kept, by answer_key. kept: what holds of them, None where the store did not say."""
+    """Answers that are to be kept, by answer_key. then: takes what holds of them."""
 
     ours: Sequence[tuple[bytes, bytes]]
-    kept: asyncio.Future[list[bytes] | None]
+    then: Callable[[Sequence[bytes]], None]
 
 
 class Answers:
@@ -123,22 +123,17 @@ class Answers:
         if len(self._remembered) > ANSWERS_COUNT_MAX:
             self._remembered.popitem(last=False)
 
-    async def keep(self, ours: Sequence[tuple[bytes, bytes]], patience_s: float) -> list[bytes]:
-        """What holds of these answers: what another worker kept before, else ours, also where the store does not say in time.
+    def keep(self, ours: Sequence[tuple[bytes, bytes]], then: Callable[[Sequence[bytes]], None]) -> None:
+        """Keep these answers, then say what holds of them: what another worker kept before, else ours, also where the store does not say.
 
-        What stands under a key and is no response is not repeated. Past the patience they are being kept all the same.
+        What stands under a key and is no response is not repeated. A store that hangs is waited for: who has less time goes on without.
         """
         if len(self._waiting) >= UNKEPT_COUNT_MAX:
-            return [response for _, response in ours]
-        keeping = Keeping(ours, asyncio.get_running_loop().create_future())
-        self._waiting.append(keeping)
+            then([response for _, response in ours])
+            return
+        self._waiting.append(Keeping(ours, then))
         if self._keeping is None:
             self._keeping = asyncio.get_running_loop().create_task(self._keep_all())
-        await asyncio.wait([keeping.kept], timeout=patience_s)
-        kept = keeping.kept.result() if keeping.kept.done() else None
-        if kept is None:
-            return [response for _, response in ours]
-        return [found if found == response or _is_response(found) else response for found, (_, response) in zip(kept, ours, strict=True)]
 
     async def _keep_all(self) -> None:
         """Keep what waits, one call after the other: what comes meanwhile shares the next."""
@@ -148,22 +143,23 @@ class Answers:
                 self._waiting.clear()
                 kept = await self._kept([answer for keeping in together for answer in keeping.ours])
                 for keeping in together:
-                    keeping.kept.set_result(None if kept is None else [next(kept) for _ in keeping.ours])
+                    keeping.then([_holds(next(kept), response) for _, response in keeping.ours])
         finally:
             self._keeping = None
 
-    async def _kept(self, ours: Sequence[tuple[bytes, bytes]]) -> Iterator[bytes] | None:
-        """What stands under their keys now; None where the store does not say."""
+    async def _kept(self, ours: Sequence[tuple[bytes, bytes]]) -> Iterator[bytes]:
+        """What stands under their keys now, ours where the store does not say."""
         # Given up with its caller's patience, each would cost its connection, and a slow store's reads would wait behind all the new ones.
         with contextlib.suppress(StoreError, TimeoutError):
             async with asyncio.timeout(LATE_S):
                 return iter(await self._store.keep_answers(ours, ANSWER_TTL_MS))
-        return None
+        return iter([response for _, response in ours])
 
 
-def _is_response(kept: bytes) -> bool:
-    try:
-        codec.decode(RANK_RESPONSES, kept)
-    except DecodeError:
-        return False
-    return True
+def _holds(kept: bytes, ours: bytes) -> bytes:
+    if kept != ours:
+        try:
+            codec.decode(RANK_RESPONSES, kept)
+        except DecodeError:
+            return ours
+    return kept

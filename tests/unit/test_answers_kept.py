@@ -36,6 +36,13 @@ def response(number: int) -> list[tuple[bytes, bytes]]:
     return [(b"answer::r%d" % number, b"response %d" % number)]
 
 
+def told(answers: Answers, ours: Sequence[tuple[bytes, bytes]]) -> "asyncio.Future[Sequence[bytes]]":
+    """What holds of answers that are to be kept, once it is known."""
+    found: asyncio.Future[Sequence[bytes]] = asyncio.get_running_loop().create_future()
+    answers.keep(ours, found.set_result)
+    return found
+
+
 async def over() -> None:
     """Return once nothing is being kept any more."""
     if others := asyncio.all_tasks() - {asyncio.current_task()}:
@@ -43,31 +50,34 @@ async def over() -> None:
 
 
 async def test_what_is_late_is_kept_all_the_same(store: Counting) -> None:
-    """Its caller is told that ours holds; what another worker says later does not take its place."""
+    """What another worker says later does not take its place."""
     store.keep_fault = slow
-    given = await Answers(store).keep([(KEY, b"ours")], 0.001)
+    given = told(Answers(store), [(KEY, b"ours")])
     await over()
     kept = await store.keep_answers([(KEY, b"theirs")], 1_000)
 
-    assert (given, kept) == ([b"ours"], [b"ours"])
+    assert (given.result(), kept) == ([b"ours"], [b"ours"])
 
 
 async def test_what_comes_meanwhile_shares_the_next_call(store: Counting) -> None:
     """However many they are, a store has one call of ours at a time."""
     answers = Answers(store)
-    given = await asyncio.gather(*(answers.keep(response(number), PATIENCE_S) for number in range(9)))
+    given = await asyncio.gather(*(told(answers, response(number)) for number in range(9)))
 
     assert (given, store.calls) == ([[answer for _, answer in response(number)] for number in range(9)], [9])
 
 
-async def test_beside_a_call_that_is_late_nobody_waits_longer_than_told(store: Counting) -> None:
+async def test_what_comes_beside_a_call_that_is_late_shares_the_next(store: Counting) -> None:
     """What came meanwhile is kept in one call once that is over."""
     store.keep_fault = slow
     answers = Answers(store)
-    given = [await answers.keep(response(number), 0.001) for number in range(4)]
+    given = [told(answers, response(0))]
+    await asyncio.sleep(0.001)
+    given += [told(answers, response(number)) for number in range(1, 4)]
     await over()
 
-    assert (given, store.calls) == ([[answer for _, answer in response(number)] for number in range(4)], [1, 3])
+    assert [one.result() for one in given] == [[answer for _, answer in response(number)] for number in range(4)]
+    assert store.calls == [1, 3]
 
 
 async def test_a_store_that_hangs_does_not_fill_the_memory(store: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,9 +87,10 @@ async def test_a_store_that_hangs_does_not_fill_the_memory(store: Counting, monk
     store.keep_fault = hang
     answers = Answers(store)
     for number in range(5):
-        await answers.keep(response(number), 0.001)
+        told(answers, response(number))
+        await asyncio.sleep(0.001)
     await over()
     hung, store.keep_fault = list(store.calls), None
-    given = await answers.keep([(KEY, b"ours")], PATIENCE_S)
+    given = await told(answers, [(KEY, b"ours")])
 
     assert (hung, given, await store.keep_answers([(KEY, b"theirs")], 1_000)) == ([1, 2], [b"ours"], [b"ours"])

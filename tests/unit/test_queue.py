@@ -7,12 +7,12 @@ from ranker.reads.answers import Call
 from ranker.reads.reader import Asked
 from tests.rankers import request
 
-#: Batches that were measured before.
-BATCHES_COUNT = 50
+#: Batches that were measured before; by when a request that comes at 0 is to be ranked.
+BATCHES_COUNT, UNTIL_S = 50, 0.065
 
 
-def call(received_s: float = 0.0, deadline_s: float = 0.08, reserve_s: float = 0.015) -> Call:
-    return Call(Asked(request(), []), b"", received_s, deadline_s=deadline_s, reserve_s=reserve_s)
+def call(received_s: float = 0.0) -> Call:
+    return Call(Asked(request(), []), b"", received_s)
 
 
 def queue(waiting: int, batch_s: float = 0.0) -> Queue:
@@ -38,7 +38,7 @@ def test_calls_are_taken_in_batches_as_they_came() -> None:
 
 def test_where_nobody_waits_everybody_is_let_in() -> None:
     """However long batches took: with nobody let in nobody would learn that they take less now."""
-    assert not queue(0, batch_s=10.0).is_too_long_for(call(), 0.0)
+    assert not queue(0, batch_s=10.0).is_too_long(UNTIL_S, 0.0)
 
 
 @pytest.mark.parametrize(("waiting", "now_s", "is_too_long"), [
@@ -49,7 +49,7 @@ def test_where_nobody_waits_everybody_is_let_in() -> None:
 ])  # fmt: skip
 def test_no_more_are_let_in_than_may_wait(waiting: int, now_s: float, *, is_too_long: bool) -> None:
     """In number, nor where the first one has waited for as long as may be."""
-    assert queue(waiting).is_too_long_for(call(), now_s) == is_too_long
+    assert queue(waiting).is_too_long(UNTIL_S, now_s) == is_too_long
 
 
 @pytest.mark.parametrize(("waiting", "batch_s", "now_s", "is_too_long"), [
@@ -63,7 +63,7 @@ def test_no_more_are_let_in_than_may_wait(waiting: int, now_s: float, *, is_too_
 ])  # fmt: skip
 def test_who_would_be_ranked_too_late_is_not_let_in(waiting: int, batch_s: float, now_s: float, *, is_too_long: bool) -> None:
     """By what batches take, and by who is before them."""
-    assert queue(waiting, batch_s).is_too_long_for(call(), now_s) == is_too_long
+    assert queue(waiting, batch_s).is_too_long(UNTIL_S, now_s) == is_too_long
 
 
 def test_one_batch_that_stood_still_turns_nobody_away() -> None:
@@ -71,6 +71,6 @@ def test_one_batch_that_stood_still_turns_nobody_away() -> None:
     found = queue(1, batch_s=0.003)
     found.done(0.08)
     found.take(1.0)
-    found.put(call(1.0, 1.08))
+    found.put(call(1.0))
 
-    assert not found.is_too_long_for(call(1.0, 1.08), 1.0)
+    assert not found.is_too_long(1.0 + UNTIL_S, 1.0)

@@ -14,7 +14,7 @@ from ranker.reads.breaker import FAILURES_MAX
 from ranker.reads.near import NEAR_MS
 from ranker.reads.reader import LATE_S
 from schemas.records import Degraded
-from tests.rankers import GENERATION, Failing, Model, ask, away, fill, ids, on, request, response, slow, stand_still, trained
+from tests.rankers import GENERATION, Failing, Model, ask, away, fill, hang, ids, on, request, response, slow, stand_still, trained
 from tests.worlds import NOW_MS
 
 ITEM_KEY = b"item:"
@@ -198,6 +198,21 @@ async def test_a_full_queue_sheds_to_the_fallback(ranker: Ranker, monkeypatch: p
 
     assert [one.degraded for one in given] == ["NONE", "NONE", "POPULARITY", "POPULARITY"]
     assert [ids(one) for one in given] == [["i1"], ["i2"], ["i3", "x"], ["i3", "i1", "i4"]]
+
+
+async def test_who_is_turned_away_waits_for_nothing(ranker: Ranker, store: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither for who is ranked nor for the store, which takes the answer when it can; asked again here, it is the same one."""
+    monkeypatch.setattr("ranker.queue.WAITING_COUNT_MAX", 1)
+    store.read_fault = store.keep_fault = hang
+    first = asyncio.create_task(ask(ranker, "i1", request_id="first"))
+    asking = asyncio.create_task(ranker.answer(request("i3"), time.perf_counter()))
+    await asyncio.sleep(0)
+    again = asyncio.create_task(ranker.answer(request("i3"), time.perf_counter()))
+    await asyncio.sleep(0)
+    first.cancel()
+
+    assert (asking.done(), again.done(), response(asking.result().response).degraded) == (True, True, Degraded.POPULARITY)
+    assert again.result() == Answer(asking.result().response, None)
 
 
 async def test_a_queue_that_does_not_get_on_sheds_to_the_fallback(ranker: Ranker, monkeypatch: pytest.MonkeyPatch) -> None:
