@@ -1,6 +1,7 @@
 """One client a front end, as lean as Python allows: what a generator uses of its core, the store and Kafka do not have."""
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import msgspec
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
 from benchmarks.rank.generator import ROUND_S, Client, Said, Task
+from ranker.budgets import BUDGETS
 from ranker.fronts.records import CORRELATION_ID
 from schemas import codec
 from schemas.errors import MillstreamError
@@ -18,8 +20,9 @@ from schemas.proto.millstream.v1 import rank_pb2
 from schemas.records import RankRequest, RankResponse
 from schemas.topics import RANK_REQUESTS, RANK_RESPONSES
 
-#: Connections of the HTTP client, kept alive. Fewer would make requests wait here while the server could have taken them.
-CONNECTIONS_COUNT = 64
+#: Connections of the HTTP client at least, kept alive. An open loop has as many as are under way where each answer takes its whole deadline
+#: (Little's law): with fewer, requests wait here while the server could have taken them, and it never sees how many there are.
+CONNECTIONS_COUNT_MIN = 64
 #: How long Kafka may take to name a topic's partitions (seconds).
 ANSWER_S = 30.0
 #: How long the Kafka client waits for a first answer (seconds): librdkafka takes whole milliseconds. Less is no wait, and took half of the
@@ -104,6 +107,7 @@ class HttpClient:
 
     def __init__(self, task: Task) -> None:
         """Nothing is connected."""
+        self._task = task
         self._host, _, port = task.address.rpartition(":")
         self._port = int(port)
         self._head = f"POST /v1/rank HTTP/1.1\r\nhost: {task.address}\r\ncontent-type: application/json\r\ncontent-length: ".encode()
@@ -116,7 +120,7 @@ class HttpClient:
         """All connections, tried again until the server listens."""
         loop = asyncio.get_running_loop()
         until_s = time.perf_counter() + ANSWER_S
-        while len(self._free) < CONNECTIONS_COUNT:
+        while len(self._free) < max(CONNECTIONS_COUNT_MIN, math.ceil(self._task.rate * BUDGETS.total_ms / 1000)):
             try:
                 _, connection = await loop.create_connection(lambda: _Connection(self._answered), self._host, self._port)
             except ConnectionRefusedError as error:
