@@ -251,18 +251,17 @@ class Ranker:
             call.ours = answer
             if call.timer is None:
                 self._wait(call)
-        calls, begun_s = [call for call, _ in settled], time.perf_counter()
+        calls = [call for call, _ in settled]
 
-        def kept(responses: Sequence[bytes]) -> None:
-            metrics.KEEP.observe(time.perf_counter() - begun_s)
+        def end(responses: Sequence[bytes]) -> None:
             for call, answer, response in zip(calls, ours, responses, strict=True):
                 self._end(call, answer if response == answer.response else Answer(response, None))
 
         answers = [(call.key, answer.response) for call, answer in zip(calls, ours, strict=True)]
-        self._answers.keep(answers, kept)
+        self._answers.keep(answers, end)
         if self._current.served.pipeline.is_store_away:
             # It would hold up each of these answers for as long as they can wait.
-            loop.call_later(KEEP_MS_MIN / 1000, kept, [response for _, response in answers])
+            loop.call_later(KEEP_MS_MIN / 1000, end, [response for _, response in answers])
 
     def _end(self, call: Call, answer: Answer) -> None:
         if call.is_answered:

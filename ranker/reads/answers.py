@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from online_store.store import OnlineStore
+from ranker import metrics
 from ranker.encode import Facts, Items
 from ranker.reads.reader import LATE_S, Asked
 from ranker.served.current import Served
@@ -20,8 +21,8 @@ from schemas.topics import RANK_RESPONSES
 ANSWER_TTL_MS = 900_000
 #: Answers remembered in this process, for when the store is away.
 ANSWERS_COUNT_MAX = 10_000
-#: Batches of answers that wait to be kept. What comes while a store takes none of them is not kept.
-UNKEPT_COUNT_MAX = 256
+#: Answers that wait to be kept (some 3 KB each). What comes while a store takes none of them is not kept.
+UNKEPT_COUNT_MAX = 8_192
 
 
 class Said(NamedTuple):
@@ -111,6 +112,7 @@ class Answers:
         self._store = store
         self._remembered: OrderedDict[bytes, bytes] = OrderedDict()
         self._waiting: deque[Keeping] = deque()
+        self._waiting_count = 0
         self._keeping: asyncio.Task[None] | None = None
 
     def find(self, key: bytes) -> bytes | None:
@@ -128,10 +130,11 @@ class Answers:
 
         What stands under a key and is no response is not repeated. A store that hangs is waited for: who has less time goes on without.
         """
-        if len(self._waiting) >= UNKEPT_COUNT_MAX:
+        if self._waiting_count >= UNKEPT_COUNT_MAX:
             then([response for _, response in ours])
             return
         self._waiting.append(Keeping(ours, then))
+        self._waiting_count += len(ours)
         if self._keeping is None:
             self._keeping = asyncio.get_running_loop().create_task(self._keep_all())
 
@@ -141,7 +144,9 @@ class Answers:
             while self._waiting:
                 together = list(self._waiting)
                 self._waiting.clear()
-                kept = await self._kept([answer for keeping in together for answer in keeping.ours])
+                self._waiting_count = 0
+                with metrics.KEEP.time():
+                    kept = await self._kept([answer for keeping in together for answer in keeping.ours])
                 for keeping in together:
                     keeping.then([_holds(next(kept), response) for _, response in keeping.ours])
         finally:
