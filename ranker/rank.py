@@ -155,12 +155,12 @@ class Ranker:
             self._shed(call, "deadline")
 
     def _shed(self, call: Call, cause: str) -> None:
-        """Answer at once, at the least cost: it waits for nothing, neither for others nor for what another worker may have kept."""
+        """Answer at the least cost: it waits for no others, and hardly for what another worker may have kept."""
         metrics.FALLBACKS.labels(cause).inc()
         answer = self._encoded(call, self._served(call).pipeline.by_popularity([call.asked])[0], time.perf_counter())
-        call.is_settled = True
-        self._answers.keep([(call.key, answer.response)], lambda _: None)
-        self._end(call, answer)
+        call.is_settled, call.ours = True, answer
+        call.wait(asyncio.get_running_loop().call_later(KEEP_MS_MIN / 1000, self._end, call, answer))
+        self._keep([call])
 
     async def _read_all(self) -> None:
         """Read batch after batch. Where many wait, the store reads for the next while each is ranked."""
@@ -235,33 +235,36 @@ class Ranker:
             if self._is_wanted(call):
                 call.is_settled = True
                 if not self._settled:
-                    asyncio.get_running_loop().call_soon(self._keep)
+                    asyncio.get_running_loop().call_soon(self._encode)
                 self._settled.append((call, slate))
 
-    def _keep(self) -> None:
-        """Encode what was settled in this round of the loop, and keep it, unless another worker was faster: then its are the answers."""
+    def _encode(self) -> None:
+        """Encode what was settled in this round of the loop, and keep it."""
         loop, now_s = asyncio.get_running_loop(), time.perf_counter()
         settled = [self._settled.popleft() for _ in range(min(len(self._settled), BATCH_COUNT_MAX))]
         if self._settled:
-            loop.call_soon(self._keep)
+            loop.call_soon(self._encode)
+        # A store that is left alone would hold up each of these answers for as long as they can wait.
+        is_away = self._current.served.pipeline.is_store_away
         with metrics.ENCODE.time():
-            ours = [self._encoded(call, slate, now_s) for call, slate in settled]
+            for call, slate in settled:
+                call.ours = self._encoded(call, slate, now_s)
+                if is_away:
+                    call.wait(loop.call_later(KEEP_MS_MIN / 1000, self._end, call, call.ours))
+                elif call.timer is None:
+                    self._wait(call)
         metrics.spent("rules", time.perf_counter() - now_s, self.budgets.rules_ms)
-        for (call, _), answer in zip(settled, ours, strict=True):
-            call.ours = answer
-            if call.timer is None:
-                self._wait(call)
-        calls = [call for call, _ in settled]
+        self._keep([call for call, _ in settled])
+
+    def _keep(self, calls: Sequence[Call]) -> None:
+        """Keep our answers, unless another worker was faster: then its are the answers."""
+        ours = [call.ours for call in calls if call.ours]
 
         def end(responses: Sequence[bytes]) -> None:
             for call, answer, response in zip(calls, ours, responses, strict=True):
                 self._end(call, answer if response == answer.response else Answer(response, None))
 
-        answers = [(call.key, answer.response) for call, answer in zip(calls, ours, strict=True)]
-        self._answers.keep(answers, end)
-        if self._current.served.pipeline.is_store_away:
-            # It would hold up each of these answers for as long as they can wait.
-            loop.call_later(KEEP_MS_MIN / 1000, end, [response for _, response in answers])
+        self._answers.keep([(call.key, answer.response) for call, answer in zip(calls, ours, strict=True)], end)
 
     def _end(self, call: Call, answer: Answer) -> None:
         if call.is_answered:

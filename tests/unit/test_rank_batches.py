@@ -18,6 +18,8 @@ from tests.rankers import GENERATION, Failing, Model, ask, away, fill, hang, ids
 from tests.worlds import NOW_MS
 
 ITEM_KEY = b"item:"
+#: Longer than anything here takes (seconds).
+PATIENCE_S = 10.0
 #: Candidates, and what else a request says.
 Wish = tuple[tuple[str, ...], dict[str, object]]
 
@@ -200,19 +202,19 @@ async def test_a_full_queue_sheds_to_the_fallback(ranker: Ranker, monkeypatch: p
     assert [ids(one) for one in given] == [["i1"], ["i2"], ["i3", "x"], ["i3", "i1", "i4"]]
 
 
-async def test_who_is_turned_away_waits_for_nothing(ranker: Ranker, store: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither for who is ranked nor for the store, which takes the answer when it can; asked again here, it is the same one."""
+async def test_who_is_turned_away_waits_for_nobody(ranker: Ranker, store: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for who is ranked, and hardly for the store, which takes the answer when it can; asked again here, it is the same one."""
     monkeypatch.setattr("ranker.queue.WAITING_COUNT_MAX", 1)
+    monkeypatch.setattr("ranker.reads.answers.LATE_S", 3_600.0)
     store.read_fault = store.keep_fault = hang
-    first = asyncio.create_task(ask(ranker, "i1", request_id="first"))
-    asking = asyncio.create_task(ranker.answer(request("i3"), time.perf_counter()))
-    await asyncio.sleep(0)
-    again = asyncio.create_task(ranker.answer(request("i3"), time.perf_counter()))
-    await asyncio.sleep(0)
+    first = asyncio.create_task(ask(ranker, "i1", request_id="first", deadline_ms=3_600_000))
+    asking = asyncio.create_task(ranker.answer(request("i3", deadline_ms=3_600_000), time.perf_counter()))
+    turned_away = await asyncio.wait_for(asking, PATIENCE_S)
+    is_first_done = first.done()
     first.cancel()
 
-    assert (asking.done(), again.done(), response(asking.result().response).degraded) == (True, True, Degraded.POPULARITY)
-    assert again.result() == Answer(asking.result().response, None)
+    assert (response(turned_away.response).degraded, is_first_done) == (Degraded.POPULARITY, False)
+    assert await ranker.answer(request("i3"), time.perf_counter()) == Answer(turned_away.response, None)
 
 
 async def test_a_queue_that_does_not_get_on_sheds_to_the_fallback(ranker: Ranker, monkeypatch: pytest.MonkeyPatch) -> None:
