@@ -7,6 +7,8 @@ from ranker.reads.answers import Call
 #: Requests of one batch. A batch costs some 2 ms however few are in it, little for each of so many; more would let the first wait for the
 #: last, and who comes meanwhile for all of them.
 BATCH_COUNT_MAX = 32
+#: So many begin a read at once, while the batch before is ranked: what any batch costs is little for each of them.
+SHARED_COUNT = 16
 #: Requests that may wait, and how long the first of them may have (seconds): a read that hangs, and some. Past either one is answered by
 #: popularity: it would not be read for inside its deadline, and callers would run out of connections to ask on.
 WAITING_COUNT_MAX, WAITING_S_MAX = 512, 0.04
@@ -46,6 +48,6 @@ class Queue:
         count = len(self._calls)
         if count >= WAITING_COUNT_MAX or now_s - self._calls[0].received_s > WAITING_S_MAX:
             return True
-        # The one under way, those before, its own; and half of one again, for a batch is ranked while the next is read.
-        ready_s = max(now_s, self._begun_s + self._batch_s) + (count // BATCH_COUNT_MAX + 1.5) * self._batch_s
-        return ready_s > until_s
+        # The one under way, those before, its own; and half of one again where it is ranked while the next is read.
+        batches = count // BATCH_COUNT_MAX + (1.5 if count >= SHARED_COUNT else 1)
+        return max(now_s, self._begun_s + self._batch_s) + batches * self._batch_s > until_s

@@ -20,7 +20,7 @@ from ranker import encode, metrics
 from ranker.batch import Pipeline, Ranked, cause_of
 from ranker.budgets import BUDGETS, Budgets
 from ranker.bundle import Bundle
-from ranker.queue import BATCH_COUNT_MAX, Queue
+from ranker.queue import BATCH_COUNT_MAX, SHARED_COUNT, Queue
 from ranker.reads.answers import Answer, Answers, Call, Said
 from ranker.reads.reader import Asked, Read
 from ranker.served.current import Current, Find, Served, no_other
@@ -38,8 +38,6 @@ SEND_SHARE = 0.25
 KEEP_MS_MIN = 3
 #: How long after a batch is ranked the next read begins (seconds), and who comes meanwhile shares it, at little cost. More would be felt.
 WINDOW_S = 0.002
-#: So many begin a read at once, while the batch before is ranked: what any batch costs is little for each of them.
-SHARED_COUNT = 16
 
 
 class Ranker:

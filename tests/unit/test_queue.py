@@ -2,7 +2,7 @@
 
 import pytest
 
-from ranker.queue import BATCH_COUNT_MAX, WAITING_COUNT_MAX, WAITING_S_MAX, Queue
+from ranker.queue import BATCH_COUNT_MAX, SHARED_COUNT, WAITING_COUNT_MAX, WAITING_S_MAX, Queue
 from ranker.reads.answers import Call
 from ranker.reads.reader import Asked
 from tests.rankers import request
@@ -53,8 +53,10 @@ def test_no_more_are_let_in_than_may_wait(waiting: int, now_s: float, *, is_too_
 
 
 @pytest.mark.parametrize(("waiting", "batch_s", "now_s", "is_too_long"), [
-    (1, 0.025, 0.0, False),  # 25 for the one under way and 37.5 for its own are 62.5 of 65
-    (1, 0.027, 0.0, True),
+    (1, 0.032, 0.0, False),  # as long for the one under way as for its own, 64 of 65
+    (1, 0.033, 0.0, True),
+    (SHARED_COUNT, 0.025, 0.0, False),  # 25 + 37.5: it is read while another is ranked, and ranked while the next is read
+    (SHARED_COUNT, 0.027, 0.0, True),
     (BATCH_COUNT_MAX - 1, 0.025, 0.0, False),
     (BATCH_COUNT_MAX, 0.025, 0.0, True),
     (BATCH_COUNT_MAX, 0.018, 0.0, False),  # 18 + 45

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from online_store.keys import Entity, record_key
-from ranker.rank import SHARED_COUNT, Answer, Ranker
+from ranker.queue import SHARED_COUNT
+from ranker.rank import Answer, Ranker
 from ranker.reads import breaker
 from ranker.reads.breaker import FAILURES_MAX
 from ranker.reads.near import NEAR_MS
