@@ -153,11 +153,11 @@ class Ranker:
             self._shed(call, "deadline")
 
     def _shed(self, call: Call, cause: str) -> None:
-        """Answer at the least cost: it waits for no others, and hardly for what another worker may have kept."""
+        """Answer at the least cost, without waiting for others."""
         metrics.FALLBACKS.labels(cause).inc()
         answer = self._encoded(call, self._served(call).pipeline.by_popularity([call.asked])[0], time.perf_counter())
-        call.is_settled, call.ours = True, answer
-        call.wait(asyncio.get_running_loop().call_later(KEEP_MS_MIN / 1000, self._end, call, answer))
+        call.is_settled = True
+        self._offer(call, answer)
         self._keep([call])
 
     async def _read_all(self) -> None:
@@ -242,17 +242,20 @@ class Ranker:
         settled = [self._settled.popleft() for _ in range(min(len(self._settled), BATCH_COUNT_MAX))]
         if self._settled:
             loop.call_soon(self._encode)
-        # A store that is left alone would hold up each of these answers for as long as they can wait.
-        is_away = self._current.served.pipeline.is_store_away
         with metrics.ENCODE.time():
             for call, slate in settled:
-                call.ours = self._encoded(call, slate, now_s)
-                if is_away:
-                    call.wait(loop.call_later(KEEP_MS_MIN / 1000, self._end, call, call.ours))
-                elif call.timer is None:
-                    self._wait(call)
+                self._offer(call, self._encoded(call, slate, now_s))
         metrics.spent("rules", time.perf_counter() - now_s, self.budgets.rules_ms)
         self._keep([call for call, _ in settled])
+
+    def _offer(self, call: Call, answer: Answer) -> None:
+        """It goes out at the latest when its time is over, unless another one holds."""
+        call.ours = answer
+        if self._current.served.pipeline.is_store_away:
+            # It would hold up each answer for as long as that can wait.
+            call.wait(asyncio.get_running_loop().call_later(KEEP_MS_MIN / 1000, self._end, call, answer))
+        elif call.timer is None:
+            self._wait(call)
 
     def _keep(self, calls: Sequence[Call]) -> None:
         """Keep our answers, unless another worker was faster: then its are the answers."""

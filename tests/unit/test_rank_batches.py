@@ -15,7 +15,7 @@ from ranker.reads.breaker import FAILURES_MAX
 from ranker.reads.near import NEAR_MS
 from ranker.reads.reader import LATE_S
 from schemas.records import Degraded
-from tests.rankers import GENERATION, Failing, Model, ask, away, fill, hang, ids, on, request, response, slow, stand_still, trained
+from tests.rankers import GENERATION, Failing, Model, answer, ask, away, fill, hang, ids, on, request, response, slow, stand_still, trained
 from tests.worlds import NOW_MS
 
 ITEM_KEY = b"item:"
@@ -204,10 +204,9 @@ async def test_a_full_queue_sheds_to_the_fallback(ranker: Ranker, monkeypatch: p
 
 
 async def test_who_is_turned_away_waits_for_nobody(ranker: Ranker, store: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not for who is ranked, and hardly for the store, which takes the answer when it can; asked again here, it is the same one."""
+    """Only for the store, which may have another answer; asked again, it is the same one."""
     monkeypatch.setattr("ranker.queue.WAITING_COUNT_MAX", 1)
-    monkeypatch.setattr("ranker.reads.answers.LATE_S", 3_600.0)
-    store.read_fault = store.keep_fault = hang
+    store.read_fault = hang
     first = asyncio.create_task(ask(ranker, "i1", request_id="first", deadline_ms=3_600_000))
     asking = asyncio.create_task(ranker.answer(request("i3", deadline_ms=3_600_000), time.perf_counter()))
     turned_away = await asyncio.wait_for(asking, PATIENCE_S)
@@ -216,6 +215,19 @@ async def test_who_is_turned_away_waits_for_nobody(ranker: Ranker, store: Watche
 
     assert (response(turned_away.response).degraded, is_first_done) == (Degraded.POPULARITY, False)
     assert await ranker.answer(request("i3"), time.perf_counter()) == Answer(turned_away.response, None)
+
+
+async def test_who_is_turned_away_repeats_what_another_worker_answered(
+    ranker: Ranker, store: Watched, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backlog that is read again after a crash is more than can be ranked in time, and was answered already."""
+    before = await answer(ranker, "i3", "i2")
+    other = await on(store, model)
+    monkeypatch.setattr("ranker.queue.WAITING_COUNT_MAX", 1)
+    store.keep_fault = slow
+    _, given = await all_of(other, (("i1",), {"request_id": "first"}), (("i3", "i2"), {"request_id": "r1", "deadline_ms": 3_600_000}))
+
+    assert given == Answer(before.response, None)
 
 
 async def test_a_queue_that_does_not_get_on_sheds_to_the_fallback(ranker: Ranker, monkeypatch: pytest.MonkeyPatch) -> None:
