@@ -149,7 +149,7 @@ class Ranker:
             self._wait(call)
         elif call.is_read and not call.is_settled:
             self._fall_back([call], "deadline")
-        elif not call.is_settled:
+        elif self._is_wanted(call):
             self._shed(call, "deadline")
 
     def _shed(self, call: Call, cause: str) -> None:
@@ -158,7 +158,7 @@ class Ranker:
         answer = self._encoded(call, self._served(call).pipeline.by_popularity([call.asked])[0], time.perf_counter())
         call.is_settled = True
         self._offer(call, answer)
-        self._keep([call])
+        self._keep([(call, answer)])
 
     async def _read_all(self) -> None:
         """Read batch after batch. Where many wait, the store reads for the next while each is ranked."""
@@ -243,10 +243,11 @@ class Ranker:
         if self._settled:
             loop.call_soon(self._encode)
         with metrics.ENCODE.time():
-            for call, slate in settled:
-                self._offer(call, self._encoded(call, slate, now_s))
+            offered = [(call, self._encoded(call, slate, now_s)) for call, slate in settled]
         metrics.spent("rules", time.perf_counter() - now_s, self.budgets.rules_ms)
-        self._keep([call for call, _ in settled])
+        for call, answer in offered:
+            self._offer(call, answer)
+        self._keep(offered)
 
     def _offer(self, call: Call, answer: Answer) -> None:
         """It goes out at the latest when its time is over, unless another one holds."""
@@ -257,15 +258,14 @@ class Ranker:
         elif call.timer is None:
             self._wait(call)
 
-    def _keep(self, calls: Sequence[Call]) -> None:
+    def _keep(self, offered: Sequence[tuple[Call, Answer]]) -> None:
         """Keep our answers, unless another worker was faster: then its are the answers."""
-        ours = [call.ours for call in calls if call.ours]
 
         def end(responses: Sequence[bytes]) -> None:
-            for call, answer, response in zip(calls, ours, responses, strict=True):
+            for (call, answer), response in zip(offered, responses, strict=True):
                 self._end(call, answer if response == answer.response else Answer(response, None))
 
-        self._answers.keep([(call.key, answer.response) for call, answer in zip(calls, ours, strict=True)], end)
+        self._answers.keep([(call.key, answer.response) for call, answer in offered], end)
 
     def _end(self, call: Call, answer: Answer) -> None:
         if call.is_answered:

@@ -213,20 +213,20 @@ class Reader:
 
     def remembered(self, batch: Sequence[Asked]) -> tuple[Rows, Ints]:
         """All that is near, however old, and which row of it each candidate's is: where nothing is, an unknown item's."""
-        return self._near.rows, self._near.places(names_of([(asked.request.tenant, asked.item_ids) for asked in batch]))
+        return self._near.rows, self._near.places(_names(batch))
 
     def _known(self, batch: Sequence[Asked]) -> tuple[Rows, Ints, Ints]:
         """Candidates from the near cache, what is too old or not there as unknown; how old they are; of each request how many."""
         counts = np.array([len(asked.item_ids) for asked in batch], np.int64)
         moments = np.array([asked.request.ts_ms for asked in batch], np.int64).repeat(counts)
-        items, names = np.repeat(self._unknown, len(moments)), names_of([(asked.request.tenant, asked.item_ids) for asked in batch])
+        items, names = np.repeat(self._unknown, len(moments)), _names(batch)
         return items, self._near.take(names, int(time.monotonic() * 1000), moments, STALE_MS_MAX, items), counts
 
     async def _read(self, generation: Generation, batch: Sequence[Asked], now_ms: int) -> Read:
         counts = [len(asked.item_ids) for asked in batch]
         starts = np.array([0, *itertools.accumulate(counts)], np.int64)
         of_users = np.array([asked.request.ts_ms for asked in batch], np.int64)
-        moments, names = of_users.repeat(counts), names_of([(asked.request.tenant, asked.item_ids) for asked in batch])
+        moments, names = of_users.repeat(counts), _names(batch)
         items, near, applied = np.empty(len(moments), self._dtype), self._near, self._applied_before
         ages = near.take(names, now_ms, moments, NEAR_MS, items)
         rows, wanted, of, stale_ms = lacking(names, starts, moments, ages, NEAR_MS)
@@ -282,6 +282,11 @@ class Reader:
         found = self.rows(read(self._layouts[ITEM], raws, lack.as_of_ms), lack.as_of_ms)
         lack.near.put(lack.names, lack.wanted, found, lack.read_ms, lack.as_of_ms)
         return found
+
+
+def _names(batch: Sequence[Asked]) -> Names:
+    """Of all candidates, request by request."""
+    return names_of([(asked.request.tenant, asked.item_ids) for asked in batch])
 
 
 def _words(rows: Rows) -> NDArray[np.uint64]:

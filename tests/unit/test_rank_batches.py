@@ -203,6 +203,19 @@ async def test_a_full_queue_sheds_to_the_fallback(ranker: Ranker, monkeypatch: p
     assert [ids(one) for one in given] == [["i1"], ["i2"], ["i3", "x"], ["i3", "i1", "i4"]]
 
 
+async def test_who_gave_up_in_the_queue_is_not_answered(ranker: Ranker, store: Watched) -> None:
+    """Nor is an answer kept that nobody got, when its time is over: asked again, it is ranked."""
+    store.read_fault = hang
+    first = asyncio.create_task(ask(ranker, "i1", request_id="first"))
+    await asyncio.sleep(0.001)
+    leaving = asyncio.create_task(ask(ranker, "i2", request_id="left", deadline_ms=10))
+    await asyncio.sleep(0.001)
+    leaving.cancel()
+    await first
+
+    assert await store.keep_answers([(b"answer::left", b"another")], 1_000) == [b"another"]
+
+
 async def test_who_is_turned_away_waits_for_nobody(ranker: Ranker, store: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only for the store, which may have another answer; asked again, it is the same one."""
     monkeypatch.setattr("ranker.queue.WAITING_COUNT_MAX", 1)
