@@ -8,14 +8,15 @@ candidate that is near.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from online_store.keys import Names
-from schemas.columnar.words import Buffer, hash64, same
+from ranker.reads.prefetch import prefetch
+from schemas.columnar.words import Buffer, hash64
 from schemas.records import ID_BYTES_MAX
 
 Ints = NDArray[np.int64]
@@ -42,30 +43,8 @@ READ_MS, AS_OF_MS, NAME_BYTES = range(3)
 #: Numbers of a head; a power of two, so that none lies in two lines of the processor's cache.
 HEAD = 4
 SEED = np.uint64(0)
-
-
-class Lacking(NamedTuple):
-    """What of n candidates of r requests is not near.
-
-    rows: int64 [m], those candidates. wanted: int64 [w], who of them wants something first: each is read as of that moment. of: int64 [m],
-    which of what is wanted each is. stale_ms: int64 [r], how old the oldest of a request's other entries is.
-    """
-
-    rows: Ints
-    wanted: Ints
-    of: Ints
-    stale_ms: Ints
-
-
-def lacking(names: Names, starts: Ints, as_of_ms: Ints, ages: Ints, age_ms_max: int) -> Lacking:
-    """What must be read: what is older than that, once for all who want it as of about the same moment.
-
-    starts: int64 [r + 1], where each request's candidates begin. as_of_ms, ages: int64 [n], ages as `Near.take` gives them.
-    """
-    rows, wanted, of = np.empty((3, len(ages)), np.int64)
-    stale_ms = np.zeros(len(starts) - 1, np.int64)
-    rows_count, wanted_count = _lacking(names.text, names.starts, starts, as_of_ms, ages, age_ms_max, rows, wanted, of, stale_ms)
-    return Lacking(rows[:rows_count], wanted[:wanted_count], of[:rows_count], stale_ms)
+#: So many rows before it is copied, a row's memory is asked for: fewer wait for it, with more the first ones are pushed out again.
+AHEAD = 4
 
 
 def names_of(asked: Sequence[tuple[str, Sequence[str]]]) -> Names:
@@ -136,16 +115,26 @@ class Near:
         _put(names.text, names.starts, of, self._hashes, self._heads, self._bodies, now_ms, as_of_ms, _raw(rows))
 
 
+def whole(rows: Rows) -> NDArray[np.void]:
+    """The same rows as one value each: numpy would copy field by field, which takes three times as long."""
+    return rows.view(np.dtype((np.void, rows.dtype.itemsize)))
+
+
 def _raw(rows: Rows) -> NDArray[np.uint8]:
     return rows.view(np.uint8).reshape(len(rows), rows.dtype.itemsize)
 
 
 @numba.njit(cache=True, nogil=True)
 def _places(text: Buffer, starts: Ints, hashes: NDArray[np.uint64], heads: Ints, bodies: NDArray[np.uint8]) -> Ints:
-    places = np.empty(len(starts) - 1, np.int64)
-    # All hashes first: where they stand in memory is then fetched for many at once.
+    values, places = np.empty(len(starts) - 1, np.uint64), np.empty(len(starts) - 1, np.int64)
     for row in range(len(places)):
-        places[row] = _place(hash64(text, starts[row], starts[row + 1] - 1 - starts[row], SEED), hashes)
+        values[row] = hash64(text, starts[row], starts[row + 1] - 1 - starts[row], SEED)
+        prefetch(hashes, _first(values[row], len(hashes)), 0, 1)
+    for row in range(len(places)):
+        places[row] = _place(values[row], hashes)
+        if places[row] != NOWHERE:
+            prefetch(heads, places[row], 0, 1)
+            prefetch(bodies, places[row], 0, 1)
     for row in range(len(places)):
         place, begin, length = places[row], starts[row], starts[row + 1] - 1 - starts[row]
         if place != NOWHERE and not _is_named(bodies[place], heads[place, NAME_BYTES], text, begin, length):
@@ -170,52 +159,15 @@ def _take(  # noqa: PLR0913  # compiled functions take arrays, not objects
     for row in range(len(rows)):
         place = places[row]
         ages[row] = NEVER
-        if place == NOWHERE:
-            continue
-        ages[row] = max(now_ms - heads[place, READ_MS], abs(as_of_ms[row] - heads[place, AS_OF_MS]))
+        if place != NOWHERE:
+            ages[row] = max(now_ms - heads[place, READ_MS], abs(as_of_ms[row] - heads[place, AS_OF_MS]))
+    for row in range(len(rows)):
+        place, ahead = places[row], row + AHEAD
+        if ahead < len(rows) and ages[ahead] <= age_ms_max:
+            prefetch(bodies, places[ahead], NAME_BYTES_MAX, bodies.shape[1])
         if ages[row] <= age_ms_max:
             for at in range(rows.shape[1]):
                 rows[row, at] = bodies[place, NAME_BYTES_MAX + at]
-
-
-@numba.njit(cache=True, nogil=True)
-def _lacking(  # noqa: PLR0913  # as above
-    text: Buffer,
-    names: Ints,
-    starts: Ints,
-    as_of_ms: Ints,
-    ages: Ints,
-    age_ms_max: int,
-    rows: Ints,
-    wanted: Ints,
-    of: Ints,
-    stale_ms: Ints,
-) -> tuple[int, int]:
-    """Fill rows, wanted, of and stale_ms; returns how many rows there are, and how many are wanted."""
-    room = 1
-    while room < 2 * len(ages):
-        room *= 2
-    places = np.full(room, NOWHERE)
-    rows_count = wanted_count = 0
-    for request in range(len(stale_ms)):
-        for row in range(starts[request], starts[request + 1]):
-            if ages[row] <= age_ms_max:
-                stale_ms[request] = max(stale_ms[request], ages[row])
-                continue
-            begin, length, moment = names[row], names[row + 1] - 1 - names[row], as_of_ms[row] // age_ms_max
-            place = np.int64(hash64(text, begin, length, np.uint64(moment)) & np.uint64(room - 1))
-            while places[place] != NOWHERE:
-                other = wanted[places[place]]
-                is_as_long = names[other + 1] - 1 - names[other] == length
-                if is_as_long and as_of_ms[other] // age_ms_max == moment and same(text, names[other], begin, length):
-                    break
-                place = (place + 1) & (room - 1)
-            if places[place] == NOWHERE:
-                places[place], wanted[wanted_count] = wanted_count, row
-                wanted_count += 1
-            rows[rows_count], of[rows_count] = row, places[place]
-            rows_count += 1
-    return rows_count, wanted_count
 
 
 @numba.njit(cache=True, nogil=True)
@@ -230,13 +182,20 @@ def _put(  # noqa: PLR0913  # as above
     as_of_ms: Ints,
     rows: NDArray[np.uint8],
 ) -> None:
+    values = np.empty(len(rows), np.uint64)
     for row in range(len(rows)):
+        values[row] = hash64(text, starts[of[row]], starts[of[row] + 1] - 1 - starts[of[row]], SEED)
+        first = _first(values[row], len(hashes))
+        prefetch(hashes, first, 0, 1)
+        for place in range(first, first + WAYS):
+            prefetch(heads, place, 0, 1)
+    for row in range(len(rows)):
+        ahead = row + AHEAD
+        if ahead < len(rows):
+            prefetch(bodies, _room(values[ahead], hashes, heads), 0, bodies.shape[1])
         begin, length = starts[of[row]], starts[of[row] + 1] - 1 - starts[of[row]]
-        value = hash64(text, begin, length, SEED)
-        place = _place(value, hashes)
-        if place == NOWHERE:
-            place = _oldest(_first(value, len(hashes)), heads)
-        hashes[place] = value
+        place = _room(values[row], hashes, heads)
+        hashes[place] = values[row]
         heads[place, READ_MS], heads[place, AS_OF_MS], heads[place, NAME_BYTES] = now_ms, as_of_ms[row], length
         for at in range(length):
             bodies[place, at] = text[begin + at]
@@ -272,9 +231,12 @@ def _is_named(body: NDArray[np.uint8], size: int, text: Buffer, begin: int, leng
 
 
 @numba.njit(cache=True, inline="always")
-def _oldest(first: int, heads: Ints) -> int:
-    """Of a set, the first place where nothing is, else the one that was read first."""
-    oldest = first
+def _room(value: np.uint64, hashes: NDArray[np.uint64], heads: Ints) -> int:
+    """Where an entry of this hash goes: where one stands; else, of its set, where nothing is or what was read first."""
+    place = _place(value, hashes)
+    if place != NOWHERE:
+        return place
+    oldest = first = _first(value, len(hashes))
     for place in range(first, first + WAYS):
         if heads[place, NAME_BYTES] == 0:
             return place

@@ -25,7 +25,8 @@ from ranker import encode, metrics
 from ranker.budgets import Budgets
 from ranker.reads.backfill import Backfill
 from ranker.reads.breaker import PAUSE_S_MAX, Breaker
-from ranker.reads.near import NEAR_MS, STALE_MS_MAX, Near, Rows, lacking, names_of
+from ranker.reads.lacking import lacking
+from ranker.reads.near import NEAR_MS, STALE_MS_MAX, Ints, Near, Rows, names_of, whole
 from ranker.score import Scorer
 from ranker.slate.slate import Viewer
 from schemas.aggregates import IMPRESSIONS, ITEM, USER, Tiles
@@ -46,7 +47,6 @@ LOOK_AGAIN_S = 0.002
 #: Encoded offsets of a store of which nothing is known.
 NOTHING_APPLIED = encode.offsets({})
 
-Ints = NDArray[np.int64]
 #: What stands in an item's row besides facts: what the model made of its features, which comes first, and the features.
 FOLDED, VECTOR = "folded", "vector"
 
@@ -236,7 +236,7 @@ class Reader:
         of_items = raws[len(batch) :]
         if self._backfill:
             await self._backfill.fill([entity_named(ITEM, name) for name in names.of(wanted)], of_items, lack.as_of_ms)
-        items[rows] = self._put(lack, of_items)[of]
+        whole(items)[rows] = whole(self._put(lack, of_items))[of]
         return Read(items, starts, self._registry.columns(USER, users, of_users), _viewers(users), stale_ms, applied)
 
     async def _fetch(self, generation: Generation, batch: Sequence[Asked], lack: Lack) -> list[bytes | None]:

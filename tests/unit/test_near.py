@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from ranker.reads.near import NEVER, WAYS, Near, lacking, names_of
+from ranker.reads.lacking import lacking
+from ranker.reads.near import NEVER, WAYS, Near, names_of
 from ranker.reads.reader import VECTOR
 
 #: The fact of an item of which nothing is known.
