@@ -4,13 +4,10 @@ from typing import NamedTuple
 
 import numba
 import numpy as np
-from numpy.typing import NDArray
 
 from online_store.keys import Names
-from ranker.reads.near import NOWHERE
+from ranker.reads.near import NOWHERE, Ints
 from schemas.columnar.words import Buffer, hash64, same
-
-Ints = NDArray[np.int64]
 
 
 class Lacking(NamedTuple):
