@@ -1,8 +1,8 @@
 """The gRPC front end: millstream.v1.Ranking (schemas/proto), grpc.health.v1 and server reflection.
 
 An answer says what the response's kept bytes say, so that a request_id gets the same one on every front end. A fault of the store or of
-the model is never an error: the ranker falls back and says so in `degraded`. A call that its client cancels, or whose deadline is over,
-cancels the coroutine that answers it, and with it the ranking.
+the model is never an error: the ranker falls back and says so in `degraded`. A call that its client cancels, as it does when its deadline
+is over, cancels the coroutine that answers it, and with it the ranking.
 """
 
 import asyncio
@@ -10,20 +10,21 @@ import contextlib
 import math
 import time
 from collections.abc import AsyncIterator
-from typing import Any, NoReturn, Protocol
 
 import grpc
 import msgspec
 from google.protobuf.message import DecodeError as MessageError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from ranker.fronts.auth import ANYBODY, Caller, Tokens
 from ranker.fronts.quick.answers import ranked
-from ranker.fronts.requests import BODY_BYTES_MAX, Tell, request_of
+from ranker.fronts.requests import Tell, request_of
+from ranker.fronts.rpc.call import Call
+from ranker.fronts.rpc.server import Server
 from ranker.fronts.shapes import Place, Rank, Ranked
 from ranker.rank import Ranker
-from schemas.errors import DecodeError, SettingsError
+from schemas.errors import DecodeError
 from schemas.proto.millstream.v1 import rank_pb2
 from schemas.records import RankRequest
 
@@ -36,19 +37,6 @@ LOOK_S = 1.0
 #: Fields of a request whose absence says something.
 OPTIONAL = ("k", "request_id", "ts_ms", "deadline_ms")
 ANSWERED = tuple(rank_pb2.RankResponse.DESCRIPTOR.fields_by_name)
-
-
-class Context(Protocol):
-    """What is used of grpc.aio.ServicerContext, which has no types."""
-
-    async def abort(self, code: grpc.StatusCode, details: str, trailing_metadata: tuple[tuple[str, str], ...] = ()) -> NoReturn:
-        """End the call with an error."""
-
-    def invocation_metadata(self) -> tuple[tuple[str, Any], ...]:
-        """What the caller said beside the message, names in lower case."""
-
-    def time_remaining(self) -> float | None:
-        """Seconds until the caller gives up; None where it waits for ever."""
 
 
 class GrpcFront:
@@ -68,26 +56,20 @@ class GrpcFront:
         grace_s: then, after so many seconds, whatever is still there is cut off. shares_port: with other processes that say so, too.
         Raises SettingsError for an address that is taken.
         """
-        options = [("grpc.max_receive_message_length", BODY_BYTES_MAX), ("grpc.so_reuseport", int(shares_port))]
-        server = grpc.aio.server(options=options)
+        server = Server()
         # Bytes in, bytes out: what is no message is then ours to refuse.
-        methods = {"Rank": grpc.unary_unary_rpc_method_handler(self._rank)}
-        server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, methods)])
+        server.add_registered_method_handlers(SERVICE, {"Rank": grpc.unary_unary_rpc_method_handler(self._rank)})
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-        try:
-            found = int(server.add_insecure_port(f"{host}:{port}"))
-        except RuntimeError as error:
-            raise SettingsError(f"grpc_port {port} on {host} cannot be listened at: {error}. Set another one.") from error
+        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), server)
         await self._tell_health()
-        looking = asyncio.create_task(self._look())
-        await server.start()
-        try:
-            yield found
-        finally:
-            await self.leave()
-            looking.cancel()
-            await server.stop(grace_s)
+        async with server.listening(host, port, grace_s, shares_port=shares_port) as found:
+            looking = asyncio.create_task(self._look())
+            try:
+                yield found
+            finally:
+                await self.leave()
+                looking.cancel()
 
     async def leave(self) -> None:
         """Not serving any more, to whoever asks for health; requests are still answered."""
@@ -104,31 +86,30 @@ class GrpcFront:
         for name in (health.OVERALL_HEALTH, SERVICE):
             await self._health.set(name, status)
 
-    async def _rank(self, body: bytes, context: Context) -> bytes:
+    async def _rank(self, body: bytes, call: Call) -> bytes:
         """A RankRequest's bytes to a RankResponse's."""
-        received_s = time.perf_counter()
-        caller = await self._caller(context)
+        caller = await self._caller(call)
         try:
-            request = _request(body, caller.tenant, time.time_ns() // 1_000_000, context.time_remaining(), self._ranker.budgets.total_ms)
+            request = _request(body, caller.tenant, time.time_ns() // 1_000_000, call.time_remaining(), self._ranker.budgets.total_ms)
         except (MessageError, msgspec.ValidationError, DecodeError) as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        answer = await self._ranker.answer(request, received_s)
+            await call.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        answer = await self._ranker.answer(request, call.received_s)
         if answer.telemetry is not None:
             self._tell(request, answer.telemetry)
         return as_message(ranked(answer))
 
-    async def _caller(self, context: Context) -> Caller:
+    async def _caller(self, call: Call) -> Caller:
         """Who asks; somebody who is not known, or asks too often, goes away here."""
         if self._tokens is None:
             return ANYBODY
-        said = dict(context.invocation_metadata())
+        said = dict(call.invocation_metadata())
         caller = self._tokens.caller(said.get("authorization", ""))
         if caller is None:
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "no token that is known: send metadata `authorization: Bearer TOKEN`")
+            await call.abort(grpc.StatusCode.UNAUTHENTICATED, "no token that is known: send metadata `authorization: Bearer TOKEN`")
         wait_s = caller.limit.wait_s(time.monotonic()) if caller.limit else 0.0
         if wait_s:
             wait_ms = str(math.ceil(wait_s * 1000))
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"ask again in {wait_ms} ms", ((PUSHBACK_MS, wait_ms),))
+            await call.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"ask again in {wait_ms} ms", ((PUSHBACK_MS, wait_ms),))
         return caller
 
 

@@ -1,0 +1,461 @@
+"""ranker.fronts.rpc over real sockets: gRPC's own client, and a client of bare HTTP/2 that may do what no library lets it."""
+
+import asyncio
+import contextlib
+import gc
+import random
+from collections.abc import AsyncIterator
+from typing import Any, NamedTuple
+
+import grpc
+import pytest
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.errors import ErrorCodes
+from h2.events import (
+    ConnectionTerminated,
+    DataReceived,
+    Event,
+    RemoteSettingsChanged,
+    ResponseReceived,
+    StreamEnded,
+    StreamReset,
+    TrailersReceived,
+)
+from h2.settings import SettingCodes
+
+from ranker.fronts.requests import BODY_BYTES_MAX
+from ranker.fronts.rpc.call import PREFIX, Call
+from ranker.fronts.rpc.connection import CALLS_COUNT_MAX, LAST_STREAM_ID, Http2
+from ranker.fronts.rpc.server import Server
+
+HEADERS = [(":method", "POST"), (":scheme", "http"), (":authority", "here"), ("content-type", "application/grpc"), ("te", "trailers")]
+#: As large as a frame may be where nothing else was said.
+FRAME_BYTES = 16_384
+#: What a server waits at its end (seconds).
+GRACE_S = 0.3
+OK, INVALID, UNIMPLEMENTED, TOO_LARGE, UNKNOWN = b"0", b"3", b"12", b"8", b"2"
+
+
+class Echo:
+    """Says what it is told, three ways. go_on: Slow answers then; begun, left: who asked it, and who gave up."""
+
+    def __init__(self) -> None:
+        self.go_on = asyncio.Event()
+        self.begun = asyncio.Queue[bytes]()
+        self.left = asyncio.Queue[bytes]()
+
+    def methods(self) -> dict[str, Any]:
+        """As a servicer is registered."""
+        return {
+            "Say": grpc.unary_unary_rpc_method_handler(self._say),
+            "Slow": grpc.unary_unary_rpc_method_handler(self._slow),
+            "Large": grpc.unary_unary_rpc_method_handler(self._large),
+            "Fail": grpc.unary_unary_rpc_method_handler(self._fail),
+            "Refuse": grpc.unary_unary_rpc_method_handler(self._refuse),
+            "Twice": grpc.unary_stream_rpc_method_handler(self._twice),
+            "Each": grpc.stream_stream_rpc_method_handler(self._each),
+        }
+
+    async def _say(self, said: bytes, _: Call) -> bytes:
+        return said
+
+    async def _slow(self, said: bytes, _: Call) -> bytes:
+        self.begun.put_nowait(said)
+        try:
+            await self.go_on.wait()
+        except asyncio.CancelledError:
+            self.left.put_nowait(said)
+            raise
+        return said
+
+    async def _large(self, said: bytes, _: Call) -> bytes:
+        return said * int(said)
+
+    async def _fail(self, said: bytes, _: Call) -> bytes:
+        raise ValueError(said)
+
+    async def _refuse(self, said: bytes, call: Call) -> bytes:
+        await call.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, said.decode(), (("after", "9"),))
+
+    async def _twice(self, said: bytes, call: Call) -> None:
+        await call.write(said)
+        await call.write(said)
+
+    async def _each(self, said: AsyncIterator[bytes], _: Call) -> AsyncIterator[bytes]:
+        async for one in said:
+            yield one
+
+
+class Bare:
+    """A client of HTTP/2 alone. heard: by stream, what was said; told: what is of no stream. makes_room: for more, by itself."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+        self.http2 = Http2(H2Configuration(header_encoding=None))
+        self._unsent: list[tuple[int, bytes, bool]] = []
+        self.heard: dict[int, list[Event]] = {}
+        self.told: list[Event] = []
+        self.is_over = False
+        self.makes_room = True
+
+    def ask(self, method: str, *data: bytes, is_whole: bool = True, headers: Any = HEADERS) -> int:  # noqa: ANN401  # pairs of text
+        """Begin a call whose bytes go out as there is room for them; its stream."""
+        stream_id = self.http2.get_next_available_stream_id()
+        self.http2.send_headers(stream_id, [(":path", f"/test.Echo/{method}"), *headers])
+        frames = [part[at : at + FRAME_BYTES] for part in data for at in range(0, len(part), FRAME_BYTES)]
+        self._unsent += [(stream_id, frame, False) for frame in frames] + ([(stream_id, b"", True)] if is_whole else [])
+        return stream_id
+
+    async def flush(self, size: int = 2**31) -> None:
+        """Send what waits and has room, so many bytes at a time."""
+        while self._unsent and self.http2.local_flow_control_window(self._unsent[0][0]) >= len(self._unsent[0][1]):
+            stream_id, frame, is_last = self._unsent.pop(0)
+            self.http2.send_data(stream_id, frame, end_stream=is_last)
+        said = self.http2.data_to_send()
+        for at in range(0, len(said), size):
+            self._writer.write(said[at : at + size])
+            await self._writer.drain()
+            await asyncio.sleep(0)
+
+    def close(self) -> None:
+        """Leave."""
+        self._writer.close()
+
+    async def hear(self) -> None:
+        """Read once."""
+        said = await self._reader.read(65_536)
+        assert said or not self.is_over, self.told
+        self.is_over = not said
+        for event in self.http2.receive_data(said):
+            stream_id = getattr(event, "stream_id", None) or 0
+            (self.heard.setdefault(stream_id, []) if stream_id else self.told).append(event)
+            if self.makes_room and isinstance(event, DataReceived):
+                self.http2.acknowledge_received_data(event.flow_controlled_length, stream_id)
+        await self.flush()
+
+    async def answer(self, stream_id: int) -> tuple[bytes, dict[bytes, bytes]]:
+        """Data and last headers of a call, once it is over."""
+        while not any(isinstance(event, (StreamEnded, StreamReset)) for event in self.heard.get(stream_id, [])):
+            await self.hear()
+        heard = self.heard[stream_id]
+        data = b"".join(event.data for event in heard if isinstance(event, DataReceived))
+        ends = [event for event in heard if isinstance(event, (ResponseReceived, TrailersReceived))]
+        return data, dict(ends[-1].headers)
+
+    async def say(self, method: str, *data: bytes, **said: Any) -> tuple[bytes, bytes]:  # noqa: ANN401  # as ask
+        """Data and status of a call."""
+        stream_id = self.ask(method, *data, **said)
+        await self.flush()
+        found, ends = await self.answer(stream_id)
+        return found, ends.get(b"grpc-status", ends.get(b":status", b""))
+
+
+class World(NamedTuple):
+    """A server at a port, what answers there, and what ends it, and its clients."""
+
+    port: int
+    echo: Echo
+    running: contextlib.AsyncExitStack
+    clients: contextlib.ExitStack
+
+    async def bare(self, **settings: int) -> Bare:
+        """A client with settings of its own."""
+        found = Bare(*await asyncio.open_connection("127.0.0.1", self.port))
+        self.clients.callback(found.close)
+        found.http2.initiate_connection()
+        found.http2.update_settings({SettingCodes[name]: value for name, value in settings.items()})
+        await found.flush()
+        return found
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    server, echo = Server(), Echo()
+    server.add_registered_method_handlers("test.Echo", echo.methods())
+    async with contextlib.AsyncExitStack() as running:
+        port = await running.enter_async_context(server.listening("127.0.0.1", 0, GRACE_S))
+        with contextlib.ExitStack() as clients:
+            yield World(port, echo, running, clients)
+
+
+def message(said: bytes, *, is_compressed: bool = False) -> bytes:
+    return PREFIX.pack(is_compressed, len(said)) + said
+
+
+async def test_streams_both_ways_are_as_grpc_has_them(world: World) -> None:
+    """Each message is answered before the next one is said."""
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{world.port}") as channel:
+        call = channel.stream_stream("/test.Echo/Each")()
+        heard = []
+        for said in (b"one", b"", b"three"):
+            await call.write(said)
+            heard.append(await call.read())
+        await call.done_writing()
+        twice = [said async for said in channel.unary_stream("/test.Echo/Twice")(b"again")]
+
+        assert (heard, await call.read(), twice) == ([b"one", b"", b"three"], grpc.aio.EOF, [b"again", b"again"])
+
+
+@pytest.mark.parametrize("count", [1, 64, 300])
+async def test_answers_larger_than_a_window_arrive_whole(world: World, count: int) -> None:
+    """Many at once on one connection: what a client has no room for waits."""
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{world.port}") as channel:
+        large = channel.unary_unary("/test.Echo/Large")
+        found = await asyncio.gather(*(large(b"%d" % (20_000 + number)) for number in range(count)))
+
+    assert [len(said) for said in found] == [5 * (20_000 + number) for number in range(count)]
+
+
+@pytest.mark.parametrize("is_by_settings", [True, False])
+async def test_a_window_may_be_opened_later(world: World, *, is_by_settings: bool) -> None:
+    """By settings, or byte by byte."""
+    client = await world.bare(INITIAL_WINDOW_SIZE=1)
+    client.makes_room = False
+    asked = client.ask("Say", message(b"12345"))
+    await client.flush()
+    while not any(isinstance(event, DataReceived) for event in client.heard.get(asked, [])):
+        await client.hear()
+    if is_by_settings:
+        client.http2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 100})
+        await client.flush()
+    else:
+        for _ in message(b"12345")[1:]:
+            client.http2.increment_flow_control_window(1, asked)
+            await client.flush()
+            await client.hear()
+
+    assert await client.answer(asked) == (message(b"12345"), {b"grpc-status": OK})
+
+
+async def test_who_gives_up_as_its_window_opens_harms_no_other(world: World) -> None:
+    """We hear of room for an answer that nobody waits for any more."""
+    client = await world.bare(INITIAL_WINDOW_SIZE=1)
+    client.makes_room = False
+    asked, other = client.ask("Say", message(b"12345")), client.ask("Say", message(b"other"))
+    await client.flush()
+    while not any(isinstance(event, DataReceived) for event in client.heard.get(other, [])):
+        await client.hear()
+    client.http2.increment_flow_control_window(100, asked)
+    client.http2.reset_stream(asked, ErrorCodes.CANCEL)
+    client.http2.increment_flow_control_window(100, other)
+    await client.flush()
+
+    assert await client.answer(other) == (message(b"other"), {b"grpc-status": OK})
+
+
+async def test_who_does_not_read_holds_up_nobody(world: World) -> None:
+    """And gets all once it does."""
+    client, other = await world.bare(INITIAL_WINDOW_SIZE=2**31 - 1), await world.bare()
+    client.http2.increment_flow_control_window(2**31 - 1 - 65_535)
+    client.makes_room = False
+    asked, found = [], []
+    for _ in range(99):
+        asked.append(client.ask("Large", message(b"30000")))
+        await client.flush()
+        found.append(await other.say("Say", message(b"x")))
+    heard = [await client.answer(stream_id) for stream_id in asked]
+
+    assert (found, {len(data) for data, _ in heard}) == ([(message(b"x"), OK)] * 99, {len(message(b"30000" * 30_000))})
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 100])
+async def test_bytes_may_come_as_they_please(world: World, size: int) -> None:
+    """Frames and messages in pieces."""
+    client = await world.bare()
+    asked = [client.ask("Say", message(b"a" * 50)[:3], message(b"a" * 50)[3:]), client.ask("Each", message(b"b") + message(b""))]
+    await client.flush(size)
+
+    assert [await client.answer(stream_id) for stream_id in asked] == [
+        (message(b"a" * 50), {b"grpc-status": OK}),
+        (message(b"b") + message(b""), {b"grpc-status": OK}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        ([message(b"x" * BODY_BYTES_MAX)], OK),
+        ([PREFIX.pack(False, BODY_BYTES_MAX + 1)], TOO_LARGE),
+        ([PREFIX.pack(False, 2**32 - 1), b"x"], TOO_LARGE),
+        ([message(b"x", is_compressed=True)], UNIMPLEMENTED),
+        ([], INVALID),
+        ([message(b"x")[:-1]], INVALID),
+        ([message(b"x"), message(b"y")], INVALID),
+    ],
+)
+async def test_what_is_not_one_message_is_refused(world: World, data: list[bytes], status: bytes) -> None:
+    """And the connection goes on, for those that were begun before as well."""
+    client = await world.bare()
+    before = client.ask("Slow", message(b"before"))
+    stream_id = client.ask("Say", *data)
+    await client.flush()
+    _, ends = await client.answer(stream_id)
+    world.echo.go_on.set()
+    (first, _), after = await client.answer(before), await client.say("Say", message(b"after"))
+
+    assert (ends[b"grpc-status"], first, after) == (status, message(b"before"), (message(b"after"), OK))
+
+
+async def test_a_client_that_compresses_is_told_what_is_taken(world: World) -> None:
+    """As gRPC has it, for it to ask again."""
+    client = await world.bare()
+    asked = client.ask("Say", message(b"x", is_compressed=True))
+    await client.flush()
+    _, ends = await client.answer(asked)
+
+    assert ends[b"grpc-accept-encoding"] == b"identity"
+
+
+async def test_a_call_that_goes_on_after_its_answer_is_cut_short(world: World) -> None:
+    """Its client need not say the rest."""
+    client = await world.bare()
+    asked = client.ask("Say", PREFIX.pack(False, BODY_BYTES_MAX + 1), is_whole=False)
+    await client.flush()
+    await client.answer(asked)
+    while not (resets := [event for event in client.heard[asked] if isinstance(event, StreamReset)]):
+        await client.hear()
+
+    assert [event.error_code for event in resets] == [ErrorCodes.NO_ERROR]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "status"),
+    [((":method", "GET"), b"415"), (("content-type", "application/json"), b"415"), ((":path", "/test.Echo/Other"), UNIMPLEMENTED)],
+)
+@pytest.mark.parametrize("is_whole", [True, False])
+async def test_what_is_no_call_of_ours_is_refused(world: World, wrong: tuple[str, str], status: bytes, *, is_whole: bool) -> None:
+    """And the connection goes on."""
+    client = await world.bare()
+    headers = [*({name: value for name, value in [*HEADERS, wrong] if name != ":path"}).items()]
+    found = await client.say("Other" if wrong[0] == ":path" else "Say", message(b"x"), headers=headers, is_whole=is_whole)
+
+    assert (found, await client.say("Say", message(b"x"))) == ((b"", status), (message(b"x"), OK))
+
+
+async def test_what_a_servicer_ends_a_call_with_arrives(world: World) -> None:
+    """Letters of all kinds, and what goes with them."""
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{world.port}") as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await channel.unary_unary("/test.Echo/Refuse")("50 % zu spät\n".encode())
+        found = refused.value
+
+    assert (found.code(), found.details(), dict(found.trailing_metadata())) == (
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "50 % zu spät\n",
+        {"after": "9"},
+    )
+
+
+async def test_a_servicer_that_fails_ends_its_call_alone(world: World) -> None:
+    """Its error goes where a task's goes that nobody awaits."""
+    errors: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, said: errors.append(said["exception"]))
+    client = await world.bare()
+    found, after = await client.say("Fail", message(b"x")), await client.say("Say", message(b"x"))
+    while not errors:
+        gc.collect()
+        await asyncio.sleep(0)
+
+    assert (found, after, [type(error) for error in errors]) == ((b"", UNKNOWN), (message(b"x"), OK), [ValueError])
+
+
+async def test_who_gives_up_is_let_go(world: World) -> None:
+    """By a reset, or by leaving altogether."""
+    client, other = await world.bare(), await world.bare()
+    asked = client.ask("Slow", message(b"reset"))
+    await client.flush()
+    await world.echo.begun.get()
+    client.http2.reset_stream(asked, ErrorCodes.CANCEL)
+    await client.flush()
+    reset = await world.echo.left.get()
+    other.ask("Slow", message(b"gone"))
+    await other.flush()
+    await world.echo.begun.get()
+    other.close()
+
+    assert (reset, await world.echo.left.get(), await client.say("Say", message(b"x"))) == (b"reset", b"gone", (message(b"x"), OK))
+
+
+async def test_more_calls_at_once_than_are_taken_are_not_announced(world: World) -> None:
+    """A client waits by itself."""
+    client = await world.bare()
+    while not any(isinstance(event, RemoteSettingsChanged) for event in client.told):
+        await client.hear()
+
+    assert client.http2.remote_settings.max_concurrent_streams == CALLS_COUNT_MAX
+
+
+async def test_a_client_that_says_goodbye_is_answered_first(world: World) -> None:
+    """Java's says so when it is shut down, and waits for what it has asked."""
+    client = await world.bare()
+    asked = client.ask("Slow", message(b"x"))
+    client.http2.say_goodbye()
+    await client.flush()
+    await world.echo.begun.get()
+    world.echo.go_on.set()
+    found = await client.answer(asked)
+    while not client.is_over:
+        await client.hear()
+
+    assert found == (message(b"x"), {b"grpc-status": OK})
+
+
+async def test_at_the_end_what_was_begun_is_answered(world: World) -> None:
+    """What comes in before its client has read the goodbye, too; then the connection is closed."""
+    client = await world.bare()
+    asked = client.ask("Slow", message(b"before"))
+    await client.flush()
+    await world.echo.begun.get()
+    stopping = asyncio.create_task(world.running.aclose())
+    await asyncio.sleep(0.05)
+    late = client.ask("Say", message(b"late"))
+    world.echo.go_on.set()
+    await client.flush()
+    while not any(isinstance(event, ConnectionTerminated) for event in client.told):
+        await client.hear()
+    goodbye = next(event for event in client.told if isinstance(event, ConnectionTerminated))
+    found = [await client.answer(stream_id) for stream_id in (asked, late)]
+    while not client.is_over:
+        await client.hear()
+    await stopping
+
+    assert (goodbye.last_stream_id, [data for data, _ in found]) == (LAST_STREAM_ID, [message(b"before"), message(b"late")])
+
+
+async def test_who_does_not_read_the_goodbye_is_cut_off(world: World) -> None:
+    """After the grace, with what it has asked."""
+    client = await world.bare()
+    client.ask("Slow", message(b"x"))
+    await client.flush()
+    await world.echo.begun.get()
+    await world.running.aclose()
+
+    assert await world.echo.left.get() == b"x"
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_whatever_comes_in_others_are_answered(world: World, seed: int) -> None:
+    """Bytes of a good conversation, some of them others: the connection may end, and that is all."""
+    errors: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, said: errors.append(said))
+    draw = random.Random(seed)
+    good = H2Connection(H2Configuration(header_encoding=None))
+    good.initiate_connection()
+    for _ in range(3):
+        stream_id = good.get_next_available_stream_id()
+        good.send_headers(stream_id, [(":path", "/test.Echo/Say"), *HEADERS, ("grpc-timeout", "80m")])
+        good.send_data(stream_id, message(b"hello"), end_stream=True)
+    conversation = good.data_to_send()
+    for _ in range(60):
+        said = bytearray(conversation)
+        for _ in range(draw.randint(1, 6)):
+            said[draw.randrange(24, len(said))] = draw.randrange(256)
+        reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
+        writer.write(said[: draw.randint(1, len(said))])
+        writer.write_eof()
+        await reader.read()
+        writer.close()
+    client = await world.bare()
+
+    assert (await client.say("Say", message(b"x")), errors) == ((message(b"x"), OK), [])
