@@ -125,7 +125,8 @@ class HttpClient:
         """All connections, tried again until the server listens."""
         loop = asyncio.get_running_loop()
         until_s = time.perf_counter() + ANSWER_S
-        while len(self._free) < max(CONNECTIONS_COUNT_MIN, math.ceil(self._task.rate * BUDGETS.total_ms / 1000)):
+        count = max(CONNECTIONS_COUNT_MIN, self._task.in_flight, math.ceil(self._task.rate * BUDGETS.total_ms / 1000))
+        while len(self._free) < count:
             try:
                 _, connection = await loop.create_connection(lambda: _Connection(self._answered), self._host, self._port)
             except ConnectionRefusedError as error:

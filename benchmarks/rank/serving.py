@@ -26,8 +26,9 @@ from schemas.errors import MillstreamError
 WARM_UP_S = 1.0
 #: How often processor times are read (seconds).
 SAMPLE_S = 0.05
-#: Under way at once in the closed loops that look for saturation: too few leave the ranker idle, too many make requests late.
-IN_FLIGHT = (8, 16, 32, 64)
+#: Under way at once in the closed loops that look for saturation: too few leave the ranker idle (by Kafka, whose way takes 40 ms and more,
+#: 64 do), too many make requests late.
+IN_FLIGHT = (8, 16, 32, 64, 128)
 #: A front end is saturated where more than this share of its answers fell back.
 DEGRADED_SHARE_MAX = 0.01
 #: Requests that are made ready for each second of a closed loop: more than any front end answers.

@@ -259,6 +259,22 @@ async def test_who_does_not_read_holds_up_nobody(world: World) -> None:
     assert (found, {len(data) for data, _ in heard}) == ([(message(b"x"), OK)] * 99, {len(message(b"30000" * 30_000))})
 
 
+async def test_a_call_leaves_nothing_to_look_for(world: World) -> None:
+    """The garbage collector is off where it is served."""
+    client = await world.bare()
+    await client.say("Say", message(b"x"))
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(20):
+            await client.say("Say", message(b"x"))
+        found = gc.collect()
+    finally:
+        gc.enable()
+
+    assert found == 0
+
+
 @pytest.mark.parametrize("size", [1, 2, 7, 100])
 async def test_bytes_may_come_as_they_please(world: World, size: int) -> None:
     """Frames and messages in pieces."""
