@@ -1,4 +1,4 @@
-"""ranker.fronts.rpc over real sockets: gRPC's own client, and a client of bare HTTP/2 that may do what no library lets it."""
+"""ranker.fronts.rpc over real sockets: gRPC's own client, and one of bare HTTP/2."""
 
 import asyncio
 import contextlib
@@ -12,143 +12,16 @@ import pytest
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
-from h2.events import (
-    ConnectionTerminated,
-    DataReceived,
-    Event,
-    RemoteSettingsChanged,
-    ResponseReceived,
-    StreamEnded,
-    StreamReset,
-    TrailersReceived,
-)
+from h2.events import ConnectionTerminated, DataReceived, RemoteSettingsChanged, StreamReset
 from h2.settings import SettingCodes
 
 from ranker.fronts.requests import BODY_BYTES_MAX
-from ranker.fronts.rpc.call import PREFIX, Call
-from ranker.fronts.rpc.connection import CALLS_COUNT_MAX, LAST_STREAM_ID, Http2
+from ranker.fronts.rpc.call import PREFIX
+from ranker.fronts.rpc.connection import CALLS_COUNT_MAX, LAST_STREAM_ID
 from ranker.fronts.rpc.server import Server
+from tests.rpc import HEADERS, Bare, Echo, message
 
-HEADERS = [(":method", "POST"), (":scheme", "http"), (":authority", "here"), ("content-type", "application/grpc"), ("te", "trailers")]
-#: As large as a frame may be where nothing else was said.
-FRAME_BYTES = 16_384
-#: What a server waits at its end (seconds).
-GRACE_S = 0.3
 OK, INVALID, UNIMPLEMENTED, TOO_LARGE, UNKNOWN = b"0", b"3", b"12", b"8", b"2"
-
-
-class Echo:
-    """Says what it is told, three ways. go_on: Slow answers then; begun, left: who asked it, and who gave up."""
-
-    def __init__(self) -> None:
-        self.go_on = asyncio.Event()
-        self.begun = asyncio.Queue[bytes]()
-        self.left = asyncio.Queue[bytes]()
-
-    def methods(self) -> dict[str, Any]:
-        """As a servicer is registered."""
-        return {
-            "Say": grpc.unary_unary_rpc_method_handler(self._say),
-            "Slow": grpc.unary_unary_rpc_method_handler(self._slow),
-            "Large": grpc.unary_unary_rpc_method_handler(self._large),
-            "Fail": grpc.unary_unary_rpc_method_handler(self._fail),
-            "Refuse": grpc.unary_unary_rpc_method_handler(self._refuse),
-            "Twice": grpc.unary_stream_rpc_method_handler(self._twice),
-            "Each": grpc.stream_stream_rpc_method_handler(self._each),
-        }
-
-    async def _say(self, said: bytes, _: Call) -> bytes:
-        return said
-
-    async def _slow(self, said: bytes, _: Call) -> bytes:
-        self.begun.put_nowait(said)
-        try:
-            await self.go_on.wait()
-        except asyncio.CancelledError:
-            self.left.put_nowait(said)
-            raise
-        return said
-
-    async def _large(self, said: bytes, _: Call) -> bytes:
-        return said * int(said)
-
-    async def _fail(self, said: bytes, _: Call) -> bytes:
-        raise ValueError(said)
-
-    async def _refuse(self, said: bytes, call: Call) -> bytes:
-        await call.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, said.decode(), (("after", "9"),))
-
-    async def _twice(self, said: bytes, call: Call) -> None:
-        await call.write(said)
-        await call.write(said)
-
-    async def _each(self, said: AsyncIterator[bytes], _: Call) -> AsyncIterator[bytes]:
-        async for one in said:
-            yield one
-
-
-class Bare:
-    """A client of HTTP/2 alone. heard: by stream, what was said; told: what is of no stream. makes_room: for more, by itself."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader, self._writer = reader, writer
-        self.http2 = Http2(H2Configuration(header_encoding=None))
-        self._unsent: list[tuple[int, bytes, bool]] = []
-        self.heard: dict[int, list[Event]] = {}
-        self.told: list[Event] = []
-        self.is_over = False
-        self.makes_room = True
-
-    def ask(self, method: str, *data: bytes, is_whole: bool = True, headers: Any = HEADERS) -> int:  # noqa: ANN401  # pairs of text
-        """Begin a call whose bytes go out as there is room for them; its stream."""
-        stream_id = self.http2.get_next_available_stream_id()
-        self.http2.send_headers(stream_id, [(":path", f"/test.Echo/{method}"), *headers])
-        frames = [part[at : at + FRAME_BYTES] for part in data for at in range(0, len(part), FRAME_BYTES)]
-        self._unsent += [(stream_id, frame, False) for frame in frames] + ([(stream_id, b"", True)] if is_whole else [])
-        return stream_id
-
-    async def flush(self, size: int = 2**31) -> None:
-        """Send what waits and has room, so many bytes at a time."""
-        while self._unsent and self.http2.local_flow_control_window(self._unsent[0][0]) >= len(self._unsent[0][1]):
-            stream_id, frame, is_last = self._unsent.pop(0)
-            self.http2.send_data(stream_id, frame, end_stream=is_last)
-        said = self.http2.data_to_send()
-        for at in range(0, len(said), size):
-            self._writer.write(said[at : at + size])
-            await self._writer.drain()
-            await asyncio.sleep(0)
-
-    def close(self) -> None:
-        """Leave."""
-        self._writer.close()
-
-    async def hear(self) -> None:
-        """Read once."""
-        said = await self._reader.read(65_536)
-        assert said or not self.is_over, self.told
-        self.is_over = not said
-        for event in self.http2.receive_data(said):
-            stream_id = getattr(event, "stream_id", None) or 0
-            (self.heard.setdefault(stream_id, []) if stream_id else self.told).append(event)
-            if self.makes_room and isinstance(event, DataReceived):
-                self.http2.acknowledge_received_data(event.flow_controlled_length, stream_id)
-        await self.flush()
-
-    async def answer(self, stream_id: int) -> tuple[bytes, dict[bytes, bytes]]:
-        """Data and last headers of a call, once it is over."""
-        while not any(isinstance(event, (StreamEnded, StreamReset)) for event in self.heard.get(stream_id, [])):
-            await self.hear()
-        heard = self.heard[stream_id]
-        data = b"".join(event.data for event in heard if isinstance(event, DataReceived))
-        ends = [event for event in heard if isinstance(event, (ResponseReceived, TrailersReceived))]
-        return data, dict(ends[-1].headers)
-
-    async def say(self, method: str, *data: bytes, **said: Any) -> tuple[bytes, bytes]:  # noqa: ANN401  # as ask
-        """Data and status of a call."""
-        stream_id = self.ask(method, *data, **said)
-        await self.flush()
-        found, ends = await self.answer(stream_id)
-        return found, ends.get(b"grpc-status", ends.get(b":status", b""))
 
 
 class World(NamedTuple):
@@ -170,17 +43,20 @@ class World(NamedTuple):
 
 
 @pytest.fixture
-async def world() -> AsyncIterator[World]:
+def grace_s() -> float:
+    """What the server waits at its end, longer than anything here takes on a busy machine."""
+    return 30.0
+
+
+@pytest.fixture
+async def world(grace_s: float) -> AsyncIterator[World]:
+    """A server on a free port, its clients gone before it ends."""
     server, echo = Server(), Echo()
     server.add_registered_method_handlers("test.Echo", echo.methods())
     async with contextlib.AsyncExitStack() as running:
-        port = await running.enter_async_context(server.listening("127.0.0.1", 0, GRACE_S))
+        port = await running.enter_async_context(server.listening("127.0.0.1", 0, grace_s))
         with contextlib.ExitStack() as clients:
             yield World(port, echo, running, clients)
-
-
-def message(said: bytes, *, is_compressed: bool = False) -> bytes:
-    return PREFIX.pack(is_compressed, len(said)) + said
 
 
 async def test_streams_both_ways_are_as_grpc_has_them(world: World) -> None:
@@ -434,11 +310,13 @@ async def test_at_the_end_what_was_begun_is_answered(world: World) -> None:
     found = [await client.answer(stream_id) for stream_id in (asked, late)]
     while not client.is_over:
         await client.hear()
+    client.close()
     await stopping
 
     assert (goodbye.last_stream_id, [data for data, _ in found]) == (LAST_STREAM_ID, [message(b"before"), message(b"late")])
 
 
+@pytest.mark.parametrize("grace_s", [0.2])
 async def test_who_does_not_read_the_goodbye_is_cut_off(world: World) -> None:
     """After the grace, with what it has asked."""
     client = await world.bare()
