@@ -22,7 +22,7 @@ def message(said: bytes, *, is_compressed: bool = False) -> bytes:
 
 
 class Echo:
-    """Says what it is told, three ways. go_on: Slow answers then; begun, left: who asked it, and who gave up."""
+    """Says what it is told, each method in its way. go_on: Slow answers then; begun, left: who asked it, and who gave up."""
 
     def __init__(self) -> None:
         self.go_on = asyncio.Event()
@@ -98,9 +98,13 @@ class Bare:
             self.http2.send_data(stream_id, frame, end_stream=is_last)
         said = self.http2.data_to_send()
         for at in range(0, len(said), size):
-            self._writer.write(said[at : at + size])
-            await self._writer.drain()
+            await self.write(said[at : at + size])
             await asyncio.sleep(0)
+
+    async def write(self, said: bytes) -> None:
+        """Send what may be no HTTP/2."""
+        self._writer.write(said)
+        await self._writer.drain()
 
     def close(self) -> None:
         """Leave."""

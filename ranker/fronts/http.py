@@ -8,7 +8,7 @@ import asyncio
 import math
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qs, unquote_to_bytes
@@ -23,7 +23,7 @@ from ranker.fronts import openapi, problems
 from ranker.fronts.auth import ANYBODY, Caller, Tokens
 from ranker.fronts.problems import Problem
 from ranker.fronts.quick.answers import ranked
-from ranker.fronts.requests import BODY_BYTES_MAX, Tell, request_of
+from ranker.fronts.requests import BODY_BYTES_MAX, Headers, Tell, request_of
 from ranker.fronts.shapes import Rank, Status
 from ranker.rank import Ranker
 from schemas.errors import BundleError, DecodeError, SettingsError, StoreError
@@ -39,8 +39,6 @@ Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Reply = tuple[bytes, bytes]
-#: Names in lower case, values as they came.
-Headers = Sequence[tuple[bytes, bytes]]
 
 _BODY = msgspec.json.Decoder(Rank)
 

@@ -1,7 +1,7 @@
 """What a caller asks becomes a request that can be answered: by the same checks whichever front end it waits at."""
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ranker.fronts.shapes import Rank
 from schemas import codec
@@ -11,6 +11,8 @@ from schemas.records import CLOCK_SKEW_MS_MAX, RankRequest, Reason
 #: A larger body is refused (bytes): 200 candidates of the longest ids and a context take half of it.
 BODY_BYTES_MAX = 65_536
 
+#: Names in lower case, values as they came.
+Headers = Sequence[tuple[bytes, bytes]]
 #: A request's answer that goes to telemetry: who asked, and the encoded RankTelemetry.
 Tell = Callable[[RankRequest, bytes], None]
 

@@ -268,6 +268,18 @@ async def test_health_is_told_by_service(world: World) -> None:
     assert (await world.health(), await world.health(SERVICE), unknown.value.code()) == (SERVING, SERVING, grpc.StatusCode.NOT_FOUND)
 
 
+@pytest.mark.parametrize(
+    ("method", "body", "code"),
+    [("List", b"", grpc.StatusCode.UNIMPLEMENTED), ("Check", b"\xff", grpc.StatusCode.INVALID_ARGUMENT)],
+)
+async def test_what_health_cannot_answer_is_refused(world: World, method: str, body: bytes, code: grpc.StatusCode) -> None:
+    """A method that its package leaves open, and what is no message."""
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await world.channel.unary_unary(f"/grpc.health.v1.Health/{method}")(body)
+
+    assert refused.value.code() == code
+
+
 async def test_health_ends_before_answers_do(world: World) -> None:
     """A balancer sees it while requests are still answered."""
     await world.front.leave()

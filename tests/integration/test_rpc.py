@@ -21,6 +21,8 @@ from ranker.fronts.rpc.connection import CALLS_COUNT_MAX, LAST_STREAM_ID
 from ranker.fronts.rpc.server import Server
 from tests.rpc import HEADERS, Bare, Echo, message
 
+#: A frame that ends a connection (RFC 9113, 6.1).
+DATA_OF_NO_STREAM = bytes([0, 0, 1, 0, 0, 0, 0, 0, 0]) + b"x"
 OK, INVALID, UNIMPLEMENTED, TOO_LARGE, UNKNOWN = b"0", b"3", b"12", b"8", b"2"
 
 
@@ -269,8 +271,8 @@ async def test_who_gives_up_is_let_go(world: World) -> None:
     assert (reset, await world.echo.left.get(), await client.say("Say", message(b"x"))) == (b"reset", b"gone", (message(b"x"), OK))
 
 
-async def test_more_calls_at_once_than_are_taken_are_not_announced(world: World) -> None:
-    """A client waits by itself."""
+async def test_how_many_calls_are_taken_at_once_is_announced(world: World) -> None:
+    """A client lets more of them wait."""
     client = await world.bare()
     while not any(isinstance(event, RemoteSettingsChanged) for event in client.told):
         await client.hear()
@@ -326,6 +328,24 @@ async def test_who_does_not_read_the_goodbye_is_cut_off(world: World) -> None:
     await world.running.aclose()
 
     assert await world.echo.left.get() == b"x"
+
+
+@pytest.mark.parametrize("grace_s", [0.2])
+async def test_who_broke_the_rules_and_does_not_read_holds_up_no_end(world: World) -> None:
+    """Its connection is closed, but what was said to it before has not gone out; others are told goodbye all the same."""
+    client, other = await world.bare(INITIAL_WINDOW_SIZE=2**31 - 1), await world.bare()
+    client.http2.increment_flow_control_window(2**31 - 1 - 65_535)
+    for _ in range(99):
+        client.ask("Large", message(b"30000"))
+        await client.flush()
+        await other.say("Say", message(b"x"))
+    await client.write(DATA_OF_NO_STREAM)
+    await other.say("Say", message(b"x"))
+    await world.running.aclose()
+    while not any(isinstance(event, ConnectionTerminated) for event in other.told):
+        await other.hear()
+
+    assert not client.is_over
 
 
 @pytest.mark.parametrize("seed", range(8))

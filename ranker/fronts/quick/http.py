@@ -14,9 +14,9 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from ranker.fronts import problems
-from ranker.fronts.http import JSON, Headers, HttpFront
+from ranker.fronts.http import JSON, HttpFront
 from ranker.fronts.problems import Problem
-from ranker.fronts.requests import BODY_BYTES_MAX
+from ranker.fronts.requests import BODY_BYTES_MAX, Headers
 
 URL = b"/v1/rank"
 #: What may want more of a connection than one answer, and what says that it does not.

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import grpc
 from google.protobuf.message import DecodeError as MessageError
 
-from ranker.fronts.requests import BODY_BYTES_MAX
+from ranker.fronts.requests import BODY_BYTES_MAX, Headers
 
 #: Before each message: whether it is compressed, and how many bytes it has.
 PREFIX = struct.Struct(">?I")
@@ -22,9 +22,6 @@ DONE = [(b"grpc-status", b"0")]
 #: What the server takes; a client whose message is compressed is told so.
 ACCEPTED = (b"grpc-accept-encoding", b"identity")
 _TIMEOUT, _UNITS_S = re.compile(rb"([0-9]{1,8})([HMSmun])"), {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
-
-#: Names in lower case, values as they came.
-Headers = Sequence[tuple[bytes, bytes]]
 
 
 class Wire(Protocol):

@@ -24,7 +24,8 @@ from h2.exceptions import ProtocolError, StreamClosedError
 from h2.settings import SettingCodes
 from hyperframe.frame import Frame, GoAwayFrame
 
-from ranker.fronts.rpc.call import Call, Handler, Headers, status
+from ranker.fronts.requests import Headers
+from ranker.fronts.rpc.call import Call, Handler, status
 
 #: Before an answer, or in one with how it ends where there is nothing else.
 HEAD = [(b":status", b"200"), (b"content-type", b"application/grpc")]
@@ -105,6 +106,7 @@ class Connection(asyncio.Protocol):
         except ProtocolError:
             # h2 has said why.
             self._flush()
+            self._has_left = True
             self._end_all()
             self._transport.close()
         else:
