@@ -1,6 +1,5 @@
 """The online store on servers that speak the Redis protocol (Valkey or Redis, 7.0 or newer): one, a cluster, or behind sentinels."""
 
-import asyncio
 import copy
 import hashlib
 import itertools
@@ -17,8 +16,8 @@ from online_store.deltas import Deltas
 from online_store.keys import ANY, CURRENT, GENERATIONS, Generation, Keys, Pointer, guard_key, is_record, record_pattern
 from online_store.record import Layout, layouts
 from online_store.servers.address import Tls
-from online_store.servers.calls import answered, unfailed
-from online_store.servers.node import Node, pack, pack_keys
+from online_store.servers.calls import answered
+from online_store.servers.node import Node, pack, pack_keys, unfailed
 from online_store.servers.routing import Command, Servers
 from online_store.store import Registered, Step, check_droppable, check_same, decoded_pointer, live, lowest
 from schemas.features import Registry
@@ -113,9 +112,8 @@ class RedisStore:
             return cast("list[bytes | None]", found)
         size = max(READ_KEYS_COUNT, math.ceil(len(keys) / READ_CALLS_COUNT_MAX))
         commands = [Command(part[0], pack_keys(b"MGET", part)) for part in keys.parts(size)]
-        asked = [self._servers.run([command]) for command in commands]
-        answers = [await asked[0]] if len(asked) == 1 else await asyncio.gather(*asked)
-        return list(itertools.chain.from_iterable(unfailed([answer for (answer,) in answers])))
+        found = unfailed(await self._servers.run(commands, beside=True))
+        return found[0] if len(found) == 1 else list(itertools.chain.from_iterable(found))
 
     async def current(self) -> Generation | None:
         """As OnlineStore.current."""
@@ -211,7 +209,7 @@ class RedisStore:
     @answered
     async def _scan(self, node: Node, cursor: bytes, pattern: bytes) -> tuple[bytes, list[bytes]]:
         command = pack(b"SCAN", cursor, b"MATCH", pattern, b"COUNT", SCAN_COUNT)
-        return cast("tuple[bytes, list[bytes]]", unfailed(await node.execute(command, 1))[0])
+        return cast("tuple[bytes, list[bytes]]", unfailed(await node.execute([command], 1))[0])
 
     @answered
     async def keep_answers(self, answers: Sequence[tuple[bytes, bytes]], ttl_ms: int) -> list[bytes]:

@@ -19,8 +19,8 @@ from online_store.memory import MemoryStore
 from online_store.record import TTL_JITTER, Layout
 from online_store.redis import LUA, RedisStore, Script
 from online_store.servers.address import Tls
-from online_store.servers.calls import answered, unfailed
-from online_store.servers.node import pack
+from online_store.servers.calls import answered
+from online_store.servers.node import pack, unfailed
 from online_store.servers.routing import Command
 from online_store.store import Step
 from schemas.features import Registry

@@ -54,15 +54,3 @@ def answered(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine
         return answer
 
     return counted
-
-
-def unfailed(answers: list[Any]) -> list[Any]:
-    """Answers, unless one of them is a failure: raises the first that is."""
-    failure = next((answer for answer in answers if isinstance(answer, Exception)), None)
-    if failure is None:
-        return answers
-    try:
-        raise failure
-    finally:
-        # It refers to this frame, and the frames to what was sent: named here it would be a cycle, and stay until somebody looks for those.
-        del failure, answers

@@ -4,6 +4,7 @@ import asyncio
 import re
 import ssl
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, cast
 
 import numba
@@ -63,6 +64,18 @@ def code_of(answer: object) -> str:
     return str(answer).partition(" ")[0] if isinstance(answer, ReplyError) else ""
 
 
+def unfailed(answers: list[Any]) -> list[Any]:
+    """Answers, unless one of them is a failure: raises the first that is."""
+    failure = next((answer for answer in answers if isinstance(answer, Exception)), None)
+    if failure is None:
+        return answers
+    try:
+        raise failure
+    finally:
+        # It refers to this frame, and the frames to what was sent: named here it would be a cycle, and stay until somebody looks for those.
+        del failure, answers
+
+
 class Connection(asyncio.Protocol):
     """One raw connection: bytes out, answers back in their order. For one caller at a time."""
 
@@ -72,6 +85,7 @@ class Connection(asyncio.Protocol):
         self._wanted = 0
         self._answers: list[Any] = []
         self._answered: asyncio.Future[list[Any]] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -93,8 +107,8 @@ class Connection(asyncio.Protocol):
         if not self.gone.done():
             self.gone.set_result(None)
 
-    async def ask(self, packed: bytes, answers: int, timeout_s: float) -> list[Any]:
-        """Send commands and wait for as many answers. Raises OSError."""
+    def ask(self, packed: bytes, answers: int, timeout_s: float) -> asyncio.Future[list[Any]]:
+        """Send commands, and get as many answers, or OSError; `let_go` comes next. Raises ConnectionError."""
         if self.gone.done():
             raise ConnectionError("connection closed")
         loop = asyncio.get_running_loop()
@@ -102,17 +116,23 @@ class Connection(asyncio.Protocol):
         self._answered = loop.create_future()
         self._transport.write(packed)
         # A timeout of the task would cost as much as the rest of this.
-        timer = loop.call_later(timeout_s, self._give_up)
-        try:
-            return await self._answered
-        finally:
-            timer.cancel()
-            # A failure kept here would refer to this frame, and the frame to it: a cycle, with all of `packed` in it.
-            self._answered = None
+        self._timer = loop.call_later(timeout_s, self._give_up)
+        return self._answered
 
     def _give_up(self) -> None:
         if self._answered and not self._answered.done():
             self._answered.set_exception(TimeoutError())
+
+    def let_go(self) -> bool:
+        """Wait for nothing any more. Returns whether all that was asked for is here: else its answers would be taken for the next one's."""
+        # A failure kept here would refer to the caller's frame, and the frame to it: a cycle, with all that was sent in it.
+        answered, self._answered = self._answered, None
+        if self._timer:
+            self._timer.cancel()
+        is_answered = answered is not None and answered.done() and not answered.cancelled() and answered.exception() is None
+        if not is_answered:
+            self.abort()
+        return is_answered
 
     def abort(self) -> None:
         """Let go of it; `gone` tells when."""
@@ -134,51 +154,81 @@ class Node:
         self._idle: list[Connection] = []
         self._free = asyncio.Semaphore(CONNECTIONS_MAX)
 
-    async def execute(self, packed: bytes, answers: int) -> list[Any]:
-        """Send packed commands and return as many answers, what the server refuses as ReplyError objects.
+    async def execute(self, parts: Sequence[bytes], answers: int) -> list[Any]:
+        """Send packed commands, each part on a connection of its own, and return all answers, so many of each part.
 
-        Raises OSError where it does not answer in time, StoreError where it does not let us in.
+        What the server refuses is among them as ReplyError objects. Raises OSError where it does not answer in time, StoreError where it
+        does not let us in.
         """
         try:
-            if self._has_idle() and not self._free.locked():
-                found = await self._execute(packed, answers)
+            if self._has_idle(len(parts)):
+                found = await self._ask([await self._taken() for _ in parts], parts, answers)
             else:
                 async with asyncio.timeout(self._timeout_s):
-                    found = await self._execute(packed, answers)
+                    asked = (self._ask_anew(part, answers) for part in parts)
+                    found = list(chain.from_iterable(unfailed(await asyncio.gather(*asked, return_exceptions=True))))
         except OSError as error:
             self.failed = True
-            # Its traceback holds the timeout, the timeout this task, the task its failure: a cycle with all of `packed` in it.
+            # Its traceback holds the timeout, the timeout this task, the task its failure: a cycle with all that was sent in it.
             raise self._told(error) from error.with_traceback(None)
         self.failed = False
         return found
 
-    def _has_idle(self) -> bool:
-        """Whether a connection is open that nobody uses."""
-        while self._idle and self._idle[-1].gone.done():
-            self._idle.pop()
-        return bool(self._idle)
+    def _has_idle(self, count: int) -> bool:
+        """Whether so many connections are open that nobody uses, and nobody waits for one."""
+        return self._open_count() >= count and not self._free.locked()
 
-    async def _execute(self, packed: bytes, answers: int) -> list[Any]:
-        async with self._free:
-            connection = self._idle.pop() if self._has_idle() else await self._open()
-            try:
-                found = await connection.ask(packed, answers, self._timeout_s)
-            except BaseException:
-                connection.abort()
-                raise
-            self._idle.append(connection)
+    def _open_count(self) -> int:
+        self._idle = [connection for connection in self._idle if not connection.gone.done()]
+        return len(self._idle)
+
+    async def _ask(self, connections: Sequence[Connection], parts: Sequence[bytes], answers: int) -> list[Any]:
+        """Ask on open connections, all at once: a task for each would be some turns of the loop more before a read is here."""
+        try:
+            asked = [connection.ask(part, answers, self._timeout_s) for connection, part in zip(connections, parts, strict=True)]
+            found: list[Any] = []
+            while asked:
+                # Taken out before it is waited for: its failure would refer to this frame, and this frame to it.
+                found += await asked.pop(0)
             return found
+        finally:
+            for connection in connections:
+                self._let_go(connection)
+                self._free.release()
+
+    async def _taken(self) -> Connection:
+        """One that is open and idle: then nobody has to be waited for."""
+        await self._free.acquire()
+        return self._idle.pop()
+
+    def _let_go(self, connection: Connection) -> None:
+        if connection.let_go():
+            self._idle.append(connection)
+
+    async def _ask_anew(self, part: bytes, answers: int) -> list[Any]:
+        """Ask on a connection that is free by now, else on a new one."""
+        async with self._free:
+            connection = self._idle.pop() if self._open_count() else await self._open()
+            try:
+                return await connection.ask(part, answers, self._timeout_s)
+            finally:
+                self._let_go(connection)
 
     async def _open(self) -> Connection:
         loop = asyncio.get_running_loop()
         _, connection = await loop.create_connection(Connection, self.address.host, self.address.port, ssl=self._tls)
         try:
-            answers = await connection.ask(b"".join(self._greeting), len(self._greeting), self._timeout_s) if self._greeting else []
-            self._check(answers)
+            await self._greet(connection)
         except BaseException:
             connection.abort()
             raise
         return connection
+
+    async def _greet(self, connection: Connection) -> None:
+        if self._greeting:
+            answers = await connection.ask(b"".join(self._greeting), len(self._greeting), self._timeout_s)
+            connection.let_go()
+            self._check(answers)
 
     def _check(self, answers: Sequence[Any]) -> None:
         refused = next((answer for answer in answers if isinstance(answer, ReplyError)), None)

@@ -68,15 +68,16 @@ class Servers:
         """Whether keys of different hash tags may live on different nodes."""
         return self._target.kind == "cluster"
 
-    async def run(self, commands: Sequence[Command], script: bytes = b"") -> list[Any]:
+    async def run(self, commands: Sequence[Command], script: bytes = b"", *, beside: bool = False) -> list[Any]:
         """The answer of each command; an exception (ReplyError, OSError, StoreError) where it failed.
 
-        script: packed SCRIPT LOAD, sent ahead where a node does not know the script. Raises OSError where nobody says who holds what.
+        script: packed SCRIPT LOAD, sent ahead where a node does not know the script. beside: each on a connection of its own, for a store
+        that is no cluster. Raises OSError where nobody says who holds what.
         """
         answers: list[Any] = [None] * len(commands)
         routes = await self._routes(commands)
         for _ in range(ROUNDS_MAX):
-            await self._round(commands, routes, answers, script)
+            await self._round(commands, routes, answers, script, beside=beside)
             routes = {place: again for place, route in routes.items() if (again := self._again(answers[place], route))}
             if not routes:
                 break
@@ -84,12 +85,16 @@ class Servers:
                 await asyncio.sleep(ON_THE_WAY_S)
         return answers
 
-    async def _round(self, commands: Sequence[Command], routes: dict[int, Route], answers: list[Any], script: bytes) -> None:
+    async def _round(  # a round of run
+        self, commands: Sequence[Command], routes: dict[int, Route], answers: list[Any], script: bytes, *, beside: bool
+    ) -> None:
         """Send each command on its route and put its answer in its place."""
         batches: dict[Route, list[int]] = defaultdict(list)
         for place, route in routes.items():
             batches[route].append(place)
-        asked = [self._batch(route, [commands[place].packed for place in places], script) for route, places in batches.items()]
+        asked = [
+            self._batch(route, [commands[place].packed for place in places], script, beside=beside) for route, places in batches.items()
+        ]
         # Gathering makes a task of each: where there is one node, that took as long as the rest of this.
         answered = [await asked[0]] if len(asked) == 1 else await asyncio.gather(*asked)
         for places, found in zip(batches.values(), answered, strict=True):
@@ -111,7 +116,7 @@ class Servers:
             return dict.fromkeys(range(len(commands)), Route(slots[0]))
         return {place: Route(slots[slot_of(command.key)]) for place, command in enumerate(commands)}
 
-    async def _batch(self, route: Route, parts: list[bytes], script: bytes) -> list[Any]:
+    async def _batch(self, route: Route, parts: list[bytes], script: bytes, *, beside: bool) -> list[Any]:
         """The answers of one node to one batch."""
         count = len(parts)
         if route.address is None:
@@ -122,7 +127,8 @@ class Servers:
         if route.loading:
             parts.insert(0, script)
         try:
-            found = await self._node(route.address).execute(b"".join(parts), len(parts))
+            together = (parts, 1) if beside else ([b"".join(parts)], len(parts))
+            found = await self._node(route.address).execute(*together)
         except (OSError, StoreError) as error:
             self._slots = []
             return [error] * count
@@ -181,7 +187,7 @@ class Servers:
         answers: list[str] = []
         for node in sorted(nodes, key=lambda node: node.failed):
             try:
-                answer = (await node.execute(pack(*question), 1))[0]
+                answer = (await node.execute([pack(*question)], 1))[0]
             except OSError as error:
                 answer = error
             if isinstance(answer, list):

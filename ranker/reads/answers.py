@@ -11,7 +11,8 @@ from typing import NamedTuple
 from online_store.store import OnlineStore
 from ranker import metrics
 from ranker.encode import Facts, Items
-from ranker.reads.reader import LATE_S, Asked
+from ranker.reads.asking import LATE_S
+from ranker.reads.reader import Asked
 from ranker.served.current import Served
 from schemas import codec
 from schemas.errors import DecodeError, StoreError

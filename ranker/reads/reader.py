@@ -4,11 +4,9 @@ Requests that arrive together share a read, and an item that several want is rea
 when the next begins, so that nothing is being read twice. A read that is late is not waited for, but what it brings is near, too.
 """
 
-import asyncio
 import contextlib
 import functools
 import itertools
-import random
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -23,8 +21,9 @@ from online_store.snapshot.file import Snapshot
 from online_store.store import OnlineStore
 from ranker import encode, metrics
 from ranker.budgets import Budgets
+from ranker.reads.asking import ask
 from ranker.reads.backfill import Backfill
-from ranker.reads.breaker import PAUSE_S_MAX, Breaker
+from ranker.reads.breaker import Breaker
 from ranker.reads.lacking import lacking
 from ranker.reads.near import NEAR_MS, STALE_MS_MAX, Ints, Near, Rows, names_of, whole
 from ranker.score import Scorer
@@ -34,15 +33,8 @@ from schemas.errors import StoreAwayError, StoreError
 from schemas.features import Registry
 from schemas.records import RankRequest
 
-#: A read that lost its connection is tried once more, after up to this (milliseconds): a restart closed it, and the next may hold.
-RETRY_MS_MAX = 3
-#: How long past its time a call may go on for nobody (seconds), a read for the near cache alone: as long as a store is left alone at most,
-#: so that few do at once. Without it a store that is slow would be asked for the same again, and nothing of it would ever be near.
-LATE_S = PAUSE_S_MAX
 #: A read that is given up this many times later than it should be says that this process stood still, not the store.
 STOOD_STILL = 2
-#: How long a read whose time is over is looked at once more (seconds): where this process stood still, its answer may be here, untaken.
-LOOK_AGAIN_S = 0.002
 
 #: Encoded offsets of a store of which nothing is known.
 NOTHING_APPLIED = encode.offsets({})
@@ -243,36 +235,12 @@ class Reader:
         """The records of the batch's users, and behind them those of the items that it lacks. Raises TimeoutError past the budget."""
         users = names_of([(asked.request.tenant, [asked.request.user_id]) for asked in batch])
         keys = keys_of(generation, [(USER, users, np.arange(len(batch))), (ITEM, lack.names, lack.wanted)])
-        asking = asyncio.create_task(self._values(keys))
-        try:
-            for wait_s in (self._budgets.store_ms / 1000, LOOK_AGAIN_S):
-                await asyncio.wait((asking,), timeout=wait_s)
-                if asking.done() and (found := asking.result()):
-                    return found
-            asking.add_done_callback(functools.partial(self._take_late, lack, len(batch)))
-            raise TimeoutError
-        finally:
-            # A failure refers to this frame, and the task to the failure: named here it would be a cycle, with all keys in it.
-            del asking
+        return await ask(self._store, keys, self._budgets.store_ms / 1000, functools.partial(self._take_late, lack, len(batch)))
 
-    async def _values(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """What stands under keys, asked once more where the connection was lost at once; nothing where it is too late for anybody."""
-        # Raised, a time that is over would refer to its task, and the task to it: a cycle, with all keys in it.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._budgets.store_ms / 1000 + LATE_S):
-                try:
-                    return await self._store.read(keys)
-                except StoreAwayError:
-                    await asyncio.sleep(random.uniform(0, RETRY_MS_MAX) / 1000)  # noqa: S311  # spreads load, keeps no secret
-                    return await self._store.read(keys)
-        return []
-
-    def _take_late(self, lack: Lack, users_count: int, asked: asyncio.Future[list[bytes | None]]) -> None:
+    def _take_late(self, lack: Lack, users_count: int, found: Sequence[bytes | None]) -> None:
         """Keep what came past the budget. What is not in the store may be in the snapshot, which there is no time for: it stays unread."""
-        if asked.cancelled() or asked.exception() or not asked.result():
-            return
         self._breaker.answered_late()
-        of_items = asked.result()[users_count:]
+        of_items = found[users_count:]
         there = np.array([row for row, raw in enumerate(of_items) if raw is not None], np.int64)
         with contextlib.suppress(StoreError):  # whoever reads that record in time is told
             self._put(lack._replace(wanted=lack.wanted[there], as_of_ms=lack.as_of_ms[there]), [raw for raw in of_items if raw is not None])

@@ -11,9 +11,9 @@ from online_store.keys import Entity, record_key
 from ranker.queue import SHARED_COUNT
 from ranker.rank import Answer, Ranker
 from ranker.reads import breaker
+from ranker.reads.asking import LATE_S
 from ranker.reads.breaker import FAILURES_MAX
 from ranker.reads.near import NEAR_MS
-from ranker.reads.reader import LATE_S
 from schemas.records import Degraded
 from tests.rankers import GENERATION, Failing, Model, answer, ask, away, fill, hang, ids, on, request, response, slow, stand_still, trained
 from tests.worlds import NOW_MS

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from ranker.rank import Ranker
-from ranker.reads.reader import LATE_S
+from ranker.reads.asking import LATE_S
 from tests.rankers import Failing, Model, ask, away, fill, hang, on, request, spoilt, trained
 
 Play = Callable[[Ranker, Failing, str], Awaitable[None]]
