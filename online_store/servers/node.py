@@ -226,8 +226,10 @@ class Node:
 
     async def _greet(self, connection: Connection) -> None:
         if self._greeting:
-            answers = await connection.ask(b"".join(self._greeting), len(self._greeting), self._timeout_s)
-            connection.let_go()
+            try:
+                answers = await connection.ask(b"".join(self._greeting), len(self._greeting), self._timeout_s)
+            finally:
+                connection.let_go()
             self._check(answers)
 
     def _check(self, answers: Sequence[Any]) -> None:

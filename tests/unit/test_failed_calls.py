@@ -66,11 +66,11 @@ async def fail(store: RedisStore, call: Call) -> None:
 
 
 @pytest.mark.parametrize("call", [apply, read], ids=lambda call: call.__name__)
-@pytest.mark.parametrize("answer", [silent, closing, loading], ids=lambda answer: answer.__name__)
-async def test_a_failed_call_leaves_no_frame_behind(answer: Server, call: Call) -> None:
+@pytest.mark.parametrize(("answer", "password"), [(silent, ""), (closing, ""), (loading, ""), (silent, ":secret@"), (closing, ":secret@")])
+async def test_a_failed_call_leaves_no_frame_behind(answer: Server, call: Call, password: str) -> None:
     """The frames of a call hold what it sent; none of them is in a cycle once its error was handled."""
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    store = RedisStore(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}", REGISTRY, timeout_s=SILENCE_S / 3)
+    store = RedisStore(f"redis://{password}127.0.0.1:{server.sockets[0].getsockname()[1]}", REGISTRY, timeout_s=SILENCE_S / 3)
     await fail(store, call)
     await asyncio.sleep(SILENCE_S)
     gc.collect()
