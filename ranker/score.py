@@ -74,10 +74,13 @@ class Scorer:
         """Of what `fold` says of a row; 0 if ONNX Runtime scores."""
         return 0 if self._ensemble is None else len(self._ensemble.leaves)
 
-    def fold(self, columns: Floats, words: kernel.Words) -> None:
-        """Put what rows' own columns, float32 [n, own], say of the score into words, uint64 [n, T or more], as `score` takes them."""
+    def fold(self, columns: Floats, words: kernel.Words, before: Floats | None = None) -> None:
+        """Put what rows' own columns, float32 [n, own], say of the score into words, uint64 [n, T or more], as `score` takes them.
+
+        before: of which columns the words are now, float32 [n, own], if they are of any.
+        """
         assert self._ensemble is not None, "it folds nothing"
-        kernel.fold_into(self._ensemble, columns, self._own, words)
+        kernel.fold_into(self._ensemble, columns, self._own, words, before)
 
     def score(self, folded: kernel.Words, shared: Floats, starts: NDArray[np.int64]) -> Floats:
         """Return the scores, float32 [n], of n rows of r requests by bit vectors.

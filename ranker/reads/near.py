@@ -90,7 +90,7 @@ class Near:
         return _places(names.text, names.starts, self._hashes, self._heads, self._bodies)
 
     def take(self, names: Names, now_ms: int, as_of_ms: Ints, age_ms_max: int, rows: Rows) -> Ints:
-        """Fill the rows [n] of entries that are here and no older than that; other rows stay as they are.
+        """Fill rows [n]: with an entry's where it is here and no older than that, else with an unknown item's.
 
         Returns how old entries are, by the clock or against each one's moment, whichever is more: int64 [n], NEVER for what is not here.
         now_ms: of one clock. as_of_ms: int64 [n].
@@ -155,19 +155,20 @@ def _take(  # noqa: PLR0913  # compiled functions take arrays, not objects
     ages: Ints,
     rows: NDArray[np.uint8],
 ) -> None:
-    places = _places(text, starts, hashes, heads, bodies)
+    places, nowhere = _places(text, starts, hashes, heads, bodies), len(bodies) + NOWHERE
     for row in range(len(rows)):
         place = places[row]
         ages[row] = NEVER
         if place != NOWHERE:
             ages[row] = max(now_ms - heads[place, READ_MS], abs(as_of_ms[row] - heads[place, AS_OF_MS]))
+        if ages[row] > age_ms_max:
+            places[row] = nowhere
     for row in range(len(rows)):
         place, ahead = places[row], row + AHEAD
-        if ahead < len(rows) and ages[ahead] <= age_ms_max:
+        if ahead < len(rows):
             prefetch(bodies, places[ahead], NAME_BYTES_MAX, bodies.shape[1])
-        if ages[row] <= age_ms_max:
-            for at in range(rows.shape[1]):
-                rows[row, at] = bodies[place, NAME_BYTES_MAX + at]
+        for at in range(rows.shape[1]):
+            rows[row, at] = bodies[place, NAME_BYTES_MAX + at]
 
 
 @numba.njit(cache=True, nogil=True)

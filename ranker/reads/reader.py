@@ -72,12 +72,17 @@ class Read(NamedTuple):
 
 
 class Lack(NamedTuple):
-    """Items to be read, for `near`. wanted, as_of_ms: int64 [w], which of the names, and as of when. read_ms: by the clock."""
+    """Items to be read, for `near`.
+
+    wanted, as_of_ms: int64 [w], which of the names, and as of when. before: [w], their rows as they were read before, or of what nobody
+    knows. read_ms: by the clock.
+    """
 
     near: Near
     names: Names
     wanted: Ints
     as_of_ms: Ints
+    before: Rows
     read_ms: int
 
 
@@ -124,15 +129,15 @@ class Reader:
         near.places(names)
         _, wanted, _, _ = lacking(names, starts, moments, ages, NEAR_MS)
         keys_of(Generation(1, self._registry.fingerprint), [(USER, names, wanted), (ITEM, names, wanted)])
-        near.put(names, wanted, self.rows(read(self._layouts[ITEM], [None], moments), moments), 0, moments)
+        near.put(names, wanted, self.rows(read(self._layouts[ITEM], [None], moments), moments, self._unknown.copy()), 0, moments)
 
-    def rows(self, tiles: Tiles, as_of_ms: Ints) -> Rows:
-        """Items as they are scored and ordered."""
-        found, said = np.empty(len(tiles.known), self._dtype), self._said(tiles, as_of_ms)
+    def rows(self, tiles: Tiles, as_of_ms: Ints, before: Rows | None = None) -> Rows:
+        """Items as they are scored and ordered. before: the same items' rows, which become these: most of an item stays as it was."""
+        found, said = np.empty(len(tiles.known), self._dtype) if before is None else before, self._said(tiles, as_of_ms)
+        if self._scorer.is_folding:
+            self._scorer.fold(said[VECTOR], _words(found), None if before is None else before[VECTOR])
         for name, column in said.items():
             found[name] = column
-        if self._scorer.is_folding:
-            self._scorer.fold(said[VECTOR], _words(found))
         return found
 
     def _said(self, tiles: Tiles, as_of_ms: Ints) -> dict[str, NDArray[Any]]:
@@ -211,7 +216,7 @@ class Reader:
         """Candidates from the near cache, what is too old or not there as unknown; how old they are; of each request how many."""
         counts = np.array([len(asked.item_ids) for asked in batch], np.int64)
         moments = np.array([asked.request.ts_ms for asked in batch], np.int64).repeat(counts)
-        items, names = np.repeat(self._unknown, len(moments)), _names(batch)
+        items, names = np.empty(len(moments), self._dtype), _names(batch)
         return items, self._near.take(names, int(time.monotonic() * 1000), moments, STALE_MS_MAX, items), counts
 
     async def _read(self, generation: Generation, batch: Sequence[Asked], now_ms: int) -> Read:
@@ -220,9 +225,9 @@ class Reader:
         of_users = np.array([asked.request.ts_ms for asked in batch], np.int64)
         moments, names = of_users.repeat(counts), _names(batch)
         items, near, applied = np.empty(len(moments), self._dtype), self._near, self._applied_before
-        ages = near.take(names, now_ms, moments, NEAR_MS, items)
+        ages = near.take(names, now_ms, moments, STALE_MS_MAX, items)
         rows, wanted, of, stale_ms = lacking(names, starts, moments, ages, NEAR_MS)
-        lack = Lack(near, names, wanted, moments[wanted], now_ms)
+        lack = Lack(near, names, wanted, moments[wanted], whole(items)[wanted].view(self._dtype), now_ms)
         raws = await self._fetch(generation, batch, lack)
         users = read(self._layouts[USER], raws[: len(batch)], of_users)
         of_items = raws[len(batch) :]
@@ -243,11 +248,12 @@ class Reader:
         of_items = found[users_count:]
         there = np.array([row for row, raw in enumerate(of_items) if raw is not None], np.int64)
         with contextlib.suppress(StoreError):  # whoever reads that record in time is told
-            self._put(lack._replace(wanted=lack.wanted[there], as_of_ms=lack.as_of_ms[there]), [raw for raw in of_items if raw is not None])
+            here = lack._replace(wanted=lack.wanted[there], as_of_ms=lack.as_of_ms[there], before=lack.before[there])
+            self._put(here, [raw for raw in of_items if raw is not None])
 
     def _put(self, lack: Lack, raws: Sequence[bytes | None]) -> Rows:
         """What records say of the items, which is near from now on."""
-        found = self.rows(read(self._layouts[ITEM], raws, lack.as_of_ms), lack.as_of_ms)
+        found = self.rows(read(self._layouts[ITEM], raws, lack.as_of_ms), lack.as_of_ms, lack.before)
         lack.near.put(lack.names, lack.wanted, found, lack.read_ms, lack.as_of_ms)
         return found
 

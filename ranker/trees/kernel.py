@@ -34,10 +34,15 @@ def fold(ensemble: Ensemble, columns: Floats, features: Ints) -> Words:
     return words
 
 
-def fold_into(ensemble: Ensemble, columns: Floats, features: Ints, words: Words) -> None:
-    """As `fold`, into words, uint64 [n, T or more]; more stays as it is."""
-    # One layout: numba compiles the loop for each that it meets, and the first request would wait for it.
-    _fold(np.ascontiguousarray(columns), features, *ensemble[:6], ensemble.holds_at, len(ensemble.leaves), words)
+def fold_into(ensemble: Ensemble, columns: Floats, features: Ints, words: Words, before: Floats | None = None) -> None:
+    """As `fold`, into words, uint64 [n, T or more]; more stays as it is. before: of which columns they are now, if they are of any."""
+    # One layout: numba compiles the loops for each that they meet, and the first request would wait for it.
+    columns = np.ascontiguousarray(columns)
+    if before is None:
+        rows = np.arange(len(columns))
+    else:
+        rows = _moved(np.ascontiguousarray(before), columns, features, ensemble.first, ensemble.threshold, ensemble.holds_at)
+    _fold(rows, columns, features, *ensemble[:6], ensemble.holds_at, len(ensemble.leaves), words)
 
 
 def score(ensemble: Ensemble, own: Words, shared: Words, starts: Ints) -> Floats:
@@ -56,7 +61,33 @@ def score(ensemble: Ensemble, own: Words, shared: Words, starts: Ints) -> Floats
 
 
 @numba.njit(cache=True, nogil=True)
-def _fold(  # noqa: PLR0913  # compiled functions take arrays, not objects
+def _moved(
+    before: Floats,
+    columns: Floats,
+    features: Ints,
+    first: Ints,
+    threshold: Floats,
+    holds_at: bool,  # noqa: FBT001  # compiled functions take arrays, not objects
+) -> Ints:
+    """Which rows are on another side of some threshold than before. A feature that says what it said is not searched for."""
+    moved, count = np.empty(len(columns), np.int64), 0
+    for row in range(len(columns)):
+        for place in range(len(features)):
+            old, new = before[row, place], columns[row, place]
+            if old == new or (np.isnan(old) and np.isnan(new)):
+                continue
+            begin, end = first[features[place]], first[features[place] + 1]
+            is_other = np.isnan(old) or np.isnan(new)
+            if is_other or _failed(old, threshold, begin, end, holds_at) != _failed(new, threshold, begin, end, holds_at):
+                moved[count] = row
+                count += 1
+                break
+    return moved[:count]
+
+
+@numba.njit(cache=True, nogil=True)
+def _fold(  # noqa: PLR0913  # as above
+    rows: Ints,
     columns: Floats,
     features: Ints,
     first: Ints,
@@ -73,7 +104,7 @@ def _fold(  # noqa: PLR0913  # compiled functions take arrays, not objects
     ends, begins = np.empty(count, np.int64), np.empty(count, np.int64)
     # Places without a feature take what leaves all: the last of blocks.
     taken = np.full(-(-count // TOGETHER) * TOGETHER, len(blocks) - 1)
-    for row in range(len(columns)):
+    for row in rows:
         # All searches first: none waits for another one, and the processor has several under way at once.
         for place in range(count):
             ends[place] = _failed(columns[row, place], threshold, first[features[place]], first[features[place] + 1], holds_at)

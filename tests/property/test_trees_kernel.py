@@ -61,6 +61,21 @@ def test_bit_vectors_score_as_onnx_runtime(
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
+@given(st.integers(0, 2**31), st.sampled_from([(1, 3), (6, 40), (6, 1_000)]), st.sampled_from([0.0, 0.1, 0.5, 1.0]))
+def test_what_moved_is_folded_again(seed: int, shape: tuple[int, int], moved: float) -> None:
+    """Words of other columns become those of these, whatever of them is the same, missing, or on the same side of all thresholds."""
+    depth, levels = shape
+    ensemble = take_apart(model(seed, depth, "binary:logistic", levels=levels), FEATURES)
+    assert ensemble is not None
+    draw = np.random.default_rng(seed + 1)
+    before, columns, own = matrix(draw, 50, levels), matrix(draw, 50, levels), np.arange(FEATURES)
+    columns = np.where(draw.random(columns.shape) < moved, columns, before)
+    words = kernel.fold(ensemble, before, own)
+    kernel.fold_into(ensemble, columns, own, words, before)
+
+    assert np.array_equal(words, kernel.fold(ensemble, columns, own))
+
+
 def test_a_feature_of_many_thresholds_has_masks_put_together() -> None:
     """Else the test above would never look at one."""
     ensemble = take_apart(model(1, 6, "binary:logistic", trees=30), FEATURES)

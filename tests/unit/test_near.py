@@ -26,8 +26,8 @@ def put(near: Near, tenant: str, values: dict[str, int], now_ms: int = 0, as_of_
 
 
 def taken(near: Near, tenant: str, *item_ids: str) -> list[int]:
-    """Their facts, -1 for what is not here."""
-    found = rows(*[-1] * len(item_ids))
+    """Their facts."""
+    found = rows(*[0] * len(item_ids))
     near.take(names_of([(tenant, item_ids)]), 0, np.zeros(len(item_ids), np.int64), NEVER - 1, found)
     return [int(fact) for fact in found["fact"]]
 
@@ -38,7 +38,7 @@ def test_what_was_put_is_found() -> None:
     put(near, "", {"a": 1})
     put(near, "t", {"ä": 2, "b": 3})
 
-    assert taken(near, "t", "b", "a", "ä") == [3, -1, 2]
+    assert taken(near, "t", "b", "a", "ä") == [3, UNKNOWN, 2]
 
 
 def test_what_was_put_is_found_where_it_stands() -> None:
@@ -56,7 +56,7 @@ def test_some_of_the_names_can_be_put() -> None:
     near = Near(rows(UNKNOWN), WAYS)
     near.put(names_of([("", ["a"]), ("t", ["b", "c"])]), np.array([2, 0]), rows(3, 1), 0, np.zeros(2, np.int64))
 
-    assert (taken(near, "", "a"), taken(near, "t", "b", "c")) == ([1], [-1, 3])
+    assert (taken(near, "", "a"), taken(near, "t", "b", "c")) == ([1], [UNKNOWN, 3])
 
 
 @pytest.mark.parametrize(("now_ms", "as_of_ms", "age"), [(107, 10, 7), (100, 31, 21), (105, 4, 6), (100, 10, 0)])
@@ -69,12 +69,12 @@ def test_an_entry_ages_by_the_clock_and_by_the_moment(now_ms: int, as_of_ms: int
 
 
 def test_an_entry_that_is_too_old_is_not_taken() -> None:
-    """Its row stays as it was."""
+    """Its row is that of an unknown item."""
     near, found = Near(rows(UNKNOWN), WAYS), rows(7)
     put(near, "", {"a": 1}, 100)
     near.take(names_of([("", ["a"])]), 601, np.zeros(1, np.int64), 500, found)
 
-    assert found["fact"].tolist() == [7]
+    assert found["fact"].tolist() == [UNKNOWN]
 
 
 def test_the_first_to_be_read_goes_first() -> None:
@@ -84,7 +84,7 @@ def test_the_first_to_be_read_goes_first() -> None:
     put(near, "", {"0": 100}, now_ms=2)
     put(near, "", {"more": 200}, now_ms=3)
 
-    assert taken(near, "", "0", "1", "2", "more") == [100, -1, 2, 200]
+    assert taken(near, "", "0", "1", "2", "more") == [100, UNKNOWN, 2, 200]
 
 
 def test_names_of_one_hash_are_told_apart() -> None:
@@ -95,7 +95,7 @@ def test_names_of_one_hash_are_told_apart() -> None:
     before = taken(near, "", first, second)
     put(near, "", {second: 2})
 
-    assert (before, taken(near, "", first, second)) == ([1, -1], [-1, 2])
+    assert (before, taken(near, "", first, second)) == ([1, UNKNOWN], [UNKNOWN, 2])
     assert near.rows["fact"][near.places(names_of([("", [first, second])]))].tolist() == [UNKNOWN, 2]
 
 

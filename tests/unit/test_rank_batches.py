@@ -15,7 +15,25 @@ from ranker.reads.asking import LATE_S
 from ranker.reads.breaker import FAILURES_MAX
 from ranker.reads.near import NEAR_MS
 from schemas.records import Degraded
-from tests.rankers import GENERATION, Failing, Model, answer, ask, away, fill, hang, ids, on, request, response, slow, stand_still, trained
+from schemas.windows import MINUTE_MS
+from tests.rankers import (
+    GENERATION,
+    ITEMS,
+    Failing,
+    Model,
+    answer,
+    ask,
+    away,
+    fill,
+    hang,
+    ids,
+    on,
+    request,
+    response,
+    slow,
+    stand_still,
+    trained,
+)
 from tests.worlds import NOW_MS
 
 ITEM_KEY = b"item:"
@@ -132,6 +150,17 @@ async def test_what_was_read_just_now_is_not_read_again(ranker: Ranker, store: W
     await ask(ranker, "i1", "i2", "i3")
 
     assert [len(keys) for keys in store.reads] == [3, 2]
+
+
+async def test_what_is_read_again_is_scored_anew(ranker: Ranker, store: Watched, model: Model) -> None:
+    """Where an item is not what it was, as by a ranker that reads it for the first time: an hour after they were shown, and before that."""
+    past, now = NOW_MS + 50 * MINUTE_MS, NOW_MS + 61 * MINUTE_MS
+    before = await ask(ranker, *reversed(ITEMS), ts_ms=past, request_id="before")
+    again = await ask(ranker, "new", *ITEMS, ts_ms=now, request_id="again")
+    anew = await ask(await on(store, model), "new", *ITEMS, ts_ms=now, request_id="anew")
+
+    assert again.ranked_items == anew.ranked_items
+    assert before.ranked_items[1].item_id == again.ranked_items[2].item_id == "i5"
 
 
 @pytest.mark.parametrize(("spoilt", "again"), [(None, ["x"]), ("i2", ["i1", "i2", "x"])])
