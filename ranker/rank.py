@@ -8,9 +8,10 @@ kept; asked again, the same bytes come back.
 """
 
 import asyncio
+import functools
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from online_store.keys import Generation, answer_key
@@ -21,7 +22,7 @@ from ranker.batch import Pipeline, Ranked, cause_of
 from ranker.budgets import BUDGETS, Budgets
 from ranker.bundle import Bundle
 from ranker.queue import BATCH_COUNT_MAX, SHARED_COUNT, Queue
-from ranker.reads.answers import Answer, Answers, Call, Said
+from ranker.reads.answers import Answer, Answers, Call, Said, Then, nothing
 from ranker.reads.reader import Asked, Read
 from ranker.served.current import Current, Find, Served, no_other
 from ranker.slate.rules import NO_RULES, Rules
@@ -82,29 +83,38 @@ class Ranker:
         await self._current.refresh()
 
     async def answer(self, request: RankRequest, received_s: float) -> Answer:
+        """As `ask`, for who is a task; one that is cancelled waits no longer."""
+        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        leave = self.ask(request, received_s, lambda answer: None if answered.done() else answered.set_result(answer))
+        try:
+            return await answered
+        finally:
+            leave()
+
+    def ask(self, request: RankRequest, received_s: float, then: Then) -> Callable[[], None]:
         """Answer a checked request. received_s: time.perf_counter() when it came in; its deadline counts from there.
 
-        One that is cancelled is not ranked any more, unless another one waits for the same answer.
+        then: takes the answer, now or later; others are told theirs after it, so it must not fail. Returns what to call where it is not
+        waited for any more: it is not ranked then, unless another one waits for the same answer.
         """
         key = answer_key(request.tenant, request.request_id)
         if (kept := self._answers.find(key)) is not None:
             metrics.REPEATS.inc()
-            return Answer(kept, None)
-        call = self._calls.get(key)
-        is_new = call is None
-        if call is None:
-            asked = Asked(request, list(dict.fromkeys(request.candidate_item_ids)))
-            call = self._calls[key] = Call(asked, key, received_s)
-        answered = call.join()
-        self._limit(call, received_s, request.deadline_ms or self.budgets.total_ms)
+            then(Answer(kept, None))
+            return nothing
+        if is_new := key not in self._calls:
+            self._calls[key] = Call(Asked(request, list(dict.fromkeys(request.candidate_item_ids))), key, received_s)
+        else:
+            metrics.REPEATS.inc()
+        call = self._calls[key]
+        call.waiting.append(then)
+        deadline_ms = request.deadline_ms or self.budgets.total_ms
+        if (deadline_s := received_s + deadline_ms / 1000) < call.deadline_s:
+            call.deadline_s, call.reserve_s = deadline_s, self.budgets.reserve_s(deadline_ms)
+            self._wait(call)
         if is_new and not call.is_settled:
             self._begin(call)
-        answer = await answered
-        if call.is_told:
-            metrics.REPEATS.inc()
-            return Answer(answer.response, None)
-        call.is_told = True
-        return answer
+        return functools.partial(call.leave, then)
 
     async def explain(self, request: RankRequest) -> dict[str, Any]:
         """How a checked request would come to its slate now, ready for JSON; nothing of it is kept.
@@ -121,13 +131,6 @@ class Ranker:
         if not self._is_reading:
             self._is_reading = True
             self._go(self._read_all())
-
-    def _limit(self, call: Call, received_s: float, deadline_ms: float) -> None:
-        """Answer by this deadline, unless by an earlier one."""
-        deadline_s = received_s + deadline_ms / 1000
-        if deadline_s < call.deadline_s:
-            call.deadline_s, call.reserve_s = deadline_s, self.budgets.reserve_s(deadline_ms)
-            self._wait(call)
 
     def _wait(self, call: Call) -> None:
         """What happens at the latest: without a slate it falls back; with an answer that is not kept yet, that goes out."""
@@ -178,7 +181,7 @@ class Ranker:
 
     def _is_wanted(self, call: Call) -> bool:
         """Whether it lacks a slate and somebody waits for it. One that nobody waits for any more ends here."""
-        if not call.is_settled and not call.is_awaited:
+        if not call.is_settled and not call.waiting:
             call.drop()
             del self._calls[call.key]
         return not call.is_settled

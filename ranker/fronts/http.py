@@ -25,7 +25,7 @@ from ranker.fronts.problems import Problem
 from ranker.fronts.quick.answers import ranked
 from ranker.fronts.requests import BODY_BYTES_MAX, Headers, Tell, request_of
 from ranker.fronts.shapes import Rank, Status
-from ranker.rank import Ranker
+from ranker.rank import Answer, Ranker
 from schemas.errors import BundleError, DecodeError, SettingsError, StoreError
 from schemas.features import Registry
 from schemas.records import ID_BYTES_MAX, TS_MS_MAX, RankRequest
@@ -48,7 +48,7 @@ class HttpFront:
 
     def __init__(self, ranker: Ranker, store: OnlineStore, registry: Registry, tell: Tell, tokens: Tokens | None = None) -> None:
         """Ready once the ranker knows its generation; `is_draining` says that it will stop soon."""
-        self._ranker = ranker
+        self.ranker = ranker
         self._store = store
         self._registry = registry
         self._tell = tell
@@ -103,21 +103,23 @@ class HttpFront:
             raise Problem(HTTPStatus.TOO_MANY_REQUESTS, f"ask again in {after.decode()} s", headers=[(b"retry-after", after)])
         return caller
 
-    async def rank(self, headers: Headers, body: bytes, received_s: float) -> bytes:
-        """The JSON that answers POST /v1/rank. received_s: time.perf_counter() when it came in. Raises Problem."""
-        request = _request(body, self._caller(headers).tenant, time.time_ns() // 1_000_000)
-        answer = await self._ranker.answer(request, received_s)
+    def request(self, headers: Headers, body: bytes) -> RankRequest:
+        """What POST /v1/rank asks for. Raises Problem."""
+        return _request(body, self._caller(headers).tenant, time.time_ns() // 1_000_000)
+
+    def said(self, request: RankRequest, answer: Answer) -> bytes:
+        """The JSON that answers it; its telemetry is on its way then."""
         if answer.telemetry is not None:
             self._tell(request, answer.telemetry)
         return msgspec.json.encode(ranked(answer))
 
     async def _rank(self, scope: Scope, receive: Receive) -> Reply:
         received_s = time.perf_counter()
-        body = await _body(scope["headers"], receive)
-        return JSON, await self._unless_gone(receive, self.rank(scope["headers"], body, received_s))
+        request = self.request(scope["headers"], await _body(scope["headers"], receive))
+        return JSON, self.said(request, await self._unless_gone(receive, self.ranker.answer(request, received_s)))
 
     @staticmethod
-    async def _unless_gone(receive: Receive, answering: Awaitable[bytes]) -> bytes:
+    async def _unless_gone(receive: Receive, answering: Awaitable[Answer]) -> Answer:
         """The answer; it is cancelled where the client leaves first, and raises Problem for nobody to read."""
         asking, leaving = asyncio.current_task(), None
         assert asking is not None
@@ -149,7 +151,7 @@ class HttpFront:
         body = openapi.body_of(parse_qs(scope["query_string"].decode("ascii", "replace"), keep_blank_values=True))
         request = _request(body, caller.tenant, time.time_ns() // 1_000_000)
         try:
-            return JSON, msgspec.json.encode(await self._ranker.explain(request))
+            return JSON, msgspec.json.encode(await self.ranker.explain(request))
         except (StoreError, BundleError, TimeoutError) as error:
             raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, f"a request would fall back now, and there is no more to say: {error}") from error
 
@@ -173,7 +175,7 @@ class HttpFront:
         return JSON, msgspec.json.encode(Status("alive"))
 
     async def _ready(self, _: Scope, __: Receive) -> Reply:
-        if self.is_draining or self._ranker.generation is None:
+        if self.is_draining or self.ranker.generation is None:
             why = "it is about to stop" if self.is_draining else "no generation of the store is known yet: start `millstream ingest`"
             raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, why)
         return JSON, msgspec.json.encode(Status("ready"))

@@ -45,19 +45,23 @@ class Answer(NamedTuple):
     said: Said | None = None
 
 
+#: Takes a request's answer.
+Then = Callable[[Answer], None]
+
+
 @dataclass(eq=False, slots=True)
 class Call:
     """A request under way.
 
     received_s, deadline_s: time.perf_counter(). reserve_s: how long before its deadline it falls back. timer: of what happens at the
-    latest. ours: its answer, while it is being kept. waiting: who waits for it, a future each. served: what it is ranked by. is_read:
-    whether its read has begun; is_settled: whether its slate is there; is_told: whether somebody has its telemetry.
+    latest. ours: its answer, while it is being kept. waiting: who waits for it. served: what it is ranked by. is_read: whether its read has
+    begun; is_settled: whether its slate is there.
     """
 
     asked: Asked
     key: bytes
     received_s: float
-    waiting: list[asyncio.Future[Answer]] = field(default_factory=list)
+    waiting: list[Then] = field(default_factory=list)
     deadline_s: float = math.inf
     reserve_s: float = 0.0
     timer: asyncio.TimerHandle | None = None
@@ -66,25 +70,19 @@ class Call:
     is_read: bool = False
     is_settled: bool = False
     is_answered: bool = False
-    is_told: bool = False
 
-    @property
-    def is_awaited(self) -> bool:
-        """Whether somebody waits for it still."""
-        return not all(future.done() for future in self.waiting)
-
-    def join(self) -> asyncio.Future[Answer]:
-        """Wait for it."""
-        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self.waiting.append(answered)
-        return answered
+    def leave(self, then: Then) -> None:
+        """Wait for it no longer."""
+        if then in self.waiting:
+            self.waiting.remove(then)
 
     def answer(self, answer: Answer) -> None:
-        """Tell all who wait."""
+        """Tell all who wait; its telemetry goes out once."""
         self.is_answered = True
-        for future in self.waiting:
-            if not future.done():
-                future.set_result(answer)
+        waiting, self.waiting = self.waiting, []
+        for then in waiting:
+            then(answer)
+            answer = Answer(answer.response, None)
 
     def drop(self) -> None:
         """Nothing will be its answer."""
@@ -160,6 +158,10 @@ class Answers:
             async with asyncio.timeout(LATE_S):
                 return iter(await self._store.keep_answers(ours, ANSWER_TTL_MS))
         return iter([response for _, response in ours])
+
+
+def nothing() -> None:
+    """What is left to do for who waits for no answer."""
 
 
 def _holds(kept: bytes, ours: bytes) -> bytes:

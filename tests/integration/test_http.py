@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from compose.serve import Server, http_socket
+from ranker.fronts import http as fronts_http
 from ranker.fronts.auth import Tokens, parse
 from ranker.fronts.http import HttpFront
 from ranker.fronts.requests import BODY_BYTES_MAX
@@ -398,13 +399,16 @@ async def test_a_body_that_comes_in_pieces_is_one(world: World) -> None:
     assert status == b"HTTP/1.1 200 OK\r\n"
 
 
-async def test_a_fault_that_nobody_thought_of_is_told_and_ends_the_connection(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("where", [0, 1], ids=["asking", "telling"])
+async def test_a_fault_that_nobody_thought_of_is_told_and_ends_the_connection(
+    world: World, monkeypatch: pytest.MonkeyPatch, where: int
+) -> None:
     """A client does not wait for what will not come."""
 
-    async def fault(*_: object) -> None:
+    def fault(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(world.ranker, "answer", fault)
+    monkeypatch.setattr(*[(world.ranker, "ask"), (fronts_http, "ranked")][where], fault)
     body = json.dumps(GOOD).encode()
     reader, writer = await asyncio.open_connection(HOST, world.port)
     writer.write(RANK_HEAD + b"content-length: %d\r\n\r\n" % len(body) + body)

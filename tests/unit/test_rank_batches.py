@@ -203,14 +203,25 @@ async def test_a_spoilt_record_costs_those_alone_that_ask_for_it(ranker: Ranker,
 
 
 async def test_a_caller_who_is_gone_is_not_read_for(ranker: Ranker, store: Watched) -> None:
-    """One who cancels before the read leaves nothing behind."""
-    call = asyncio.create_task(ranker.answer(request("i1"), time.perf_counter()))
-    await asyncio.sleep(0)
-    call.cancel()
-    await asyncio.wait([call])
+    """One who leaves before the read leaves nothing behind."""
+    told: list[Answer] = []
+    ranker.ask(request("i1"), time.perf_counter(), told.append)()
     given = await ask(ranker, "i3", request_id="after")
 
-    assert (len(store.items_read), given.degraded) == (1, Degraded.NONE)
+    assert (len(store.items_read), given.degraded, told) == (1, Degraded.NONE, [])
+
+
+async def test_who_cancels_leaves(ranker: Ranker, store: Watched) -> None:
+    """One that was ahead of it in the queue is read for, it is not."""
+    first = asyncio.create_task(ask(ranker, "i1", request_id="first"))
+    await asyncio.sleep(0)
+    call = asyncio.create_task(ranker.answer(request("i2"), time.perf_counter()))
+    await asyncio.sleep(0)
+    call.cancel()
+    await asyncio.wait([first, call])
+    await ask(ranker, "i3", request_id="after")
+
+    assert len(store.items_read) == 2
 
 
 async def test_a_caller_who_is_gone_costs_another_one_nothing(ranker: Ranker) -> None:

@@ -6,8 +6,9 @@ way to the same front end. What is used of uvicorn's protocol is not what it pro
 """
 
 import asyncio
+import functools
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Any
 
@@ -17,6 +18,8 @@ from ranker.fronts import problems
 from ranker.fronts.http import JSON, HttpFront
 from ranker.fronts.problems import Problem
 from ranker.fronts.requests import BODY_BYTES_MAX, Headers
+from ranker.reads.answers import Answer, nothing
+from schemas.records import RankRequest
 
 URL = b"/v1/rank"
 #: What may want more of a connection than one answer, and what says that it does not.
@@ -24,7 +27,10 @@ ODD, PLAIN = (b"connection", b"expect", b"transfer-encoding", b"upgrade"), (b"co
 
 
 class Ranking:
-    """A request under way, in the place of uvicorn's cycle; all but headers, received_s and task are what its protocol looks at."""
+    """A request under way, in the place of uvicorn's cycle; all but headers, received_s and leave are what its protocol looks at.
+
+    leave: for when its client is gone; nobody is ranked for then.
+    """
 
     #: Nobody waits for it.
     message_event = asyncio.Event()
@@ -38,30 +44,40 @@ class Ranking:
         self.keep_alive = True
         self.disconnected = False
         self.response_complete = False
-        self.task: asyncio.Task[None] | None = None
+        self.leave: Callable[[], None] = nothing
 
     def begin(self, protocol: "RankProtocol") -> None:
         """When its body is there."""
-        self.task = protocol.loop.create_task(self._answer(protocol, protocol.config.app))  # type: ignore[arg-type]  # we are given no other
-        protocol.tasks.add(self.task)
-        self.task.add_done_callback(protocol.tasks.discard)
+        # Not here, in the parser's call: a fault of ours would be told as the client's.
+        protocol.loop.call_soon(self._ask, protocol, protocol.config.app)  # type: ignore[arg-type]  # we are given no other
 
-    def leave(self) -> None:
-        """Its client is gone: nobody is ranked for."""
-        if self.task is not None:
-            self.task.cancel()
-
-    async def _answer(self, protocol: "RankProtocol", front: HttpFront) -> None:
+    def _ask(self, protocol: "RankProtocol", front: HttpFront) -> None:
+        if self.disconnected:
+            return
         try:
-            body = await front.rank(self.headers, bytes(self.body), self.received_s)
+            request = front.request(self.headers, bytes(self.body))
+            leave = front.ranker.ask(request, self.received_s, functools.partial(self._answer, protocol, front, request))
+            if not self.response_complete:
+                self.leave = leave
         except Problem as problem:
             self._write(protocol, problem.status, [*problem.headers, (b"content-type", problems.TYPE)], problem.body())
         except BaseException:
-            self.keep_alive = False
-            self._write(protocol, HTTPStatus.INTERNAL_SERVER_ERROR, [(b"content-type", b"text/plain")], b"Internal Server Error")
+            self._fail(protocol)
             raise
-        else:
-            self._write(protocol, HTTPStatus.OK, [(b"content-type", JSON)], body)
+
+    def _answer(self, protocol: "RankProtocol", front: HttpFront, request: RankRequest, answer: Answer) -> None:
+        # Else this connection would keep what was asked until it asks again.
+        self.leave = nothing
+        try:
+            self._write(protocol, HTTPStatus.OK, [(b"content-type", JSON)], front.said(request, answer))
+        except BaseException as error:  # noqa: BLE001  # it is raised, a step later
+            self._fail(protocol)
+            # Raised by itself: here others would not be told their answers.
+            protocol.loop.call_soon(_raise, error)
+
+    def _fail(self, protocol: "RankProtocol") -> None:
+        self.keep_alive = False
+        self._write(protocol, HTTPStatus.INTERNAL_SERVER_ERROR, [(b"content-type", b"text/plain")], b"Internal Server Error")
 
     def _write(self, protocol: "RankProtocol", status: HTTPStatus, headers: Headers, body: bytes) -> None:
         self.response_complete = True
@@ -73,6 +89,10 @@ class Ranking:
         if not self.keep_alive:
             protocol.transport.close()
         protocol.on_response_complete()
+
+
+def _raise(error: BaseException) -> None:
+    raise error
 
 
 def _lines(headers: Headers) -> Iterable[bytes]:
@@ -100,8 +120,10 @@ class RankProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by asyncio."""
         super().connection_lost(exc)
-        if isinstance(self.cycle, Ranking) and not self.cycle.response_complete:
-            self.cycle.leave()
+        if isinstance(self.cycle, Ranking):
+            # What leaves knows who waits, which is the ranking itself: a cycle.
+            leave, self.cycle.leave = self.cycle.leave, nothing
+            leave()
 
     def _is_plain(self) -> bool:
         """Whether nothing else is under way on this connection, and nothing is wanted but an answer to a body of a known, small length."""
