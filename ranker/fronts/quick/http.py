@@ -52,8 +52,6 @@ class Ranking:
         protocol.loop.call_soon(self._ask, protocol, protocol.config.app)  # type: ignore[arg-type]  # we are given no other
 
     def _ask(self, protocol: "RankProtocol", front: HttpFront) -> None:
-        if self.disconnected:
-            return
         try:
             request = front.request(self.headers, bytes(self.body))
             leave = front.ranker.ask(request, self.received_s, functools.partial(self._answer, protocol, front, request))
