@@ -72,17 +72,12 @@ class Read(NamedTuple):
 
 
 class Lack(NamedTuple):
-    """Items to be read, for `near`.
-
-    wanted, as_of_ms: int64 [w], which of the names, and as of when. before: [w], their rows as they were read before, or of what nobody
-    knows. read_ms: by the clock.
-    """
+    """Items to be read, for `near`. wanted, as_of_ms: int64 [w], which of the names, and as of when. read_ms: by the clock."""
 
     near: Near
     names: Names
     wanted: Ints
     as_of_ms: Ints
-    before: Rows
     read_ms: int
 
 
@@ -132,7 +127,7 @@ class Reader:
         near.put(names, wanted, self.rows(read(self._layouts[ITEM], [None], moments), moments, self._unknown.copy()), 0, moments)
 
     def rows(self, tiles: Tiles, as_of_ms: Ints, before: Rows | None = None) -> Rows:
-        """Items as they are scored and ordered. before: the same items' rows, which become these: most of an item stays as it was."""
+        """Items as they are scored and ordered. before: rows made before, which become these: of the same items most stays as it was."""
         found, said = np.empty(len(tiles.known), self._dtype) if before is None else before, self._said(tiles, as_of_ms)
         if self._scorer.is_folding:
             self._scorer.fold(said[VECTOR], _words(found), None if before is None else before[VECTOR])
@@ -227,13 +222,13 @@ class Reader:
         items, near, applied = np.empty(len(moments), self._dtype), self._near, self._applied_before
         ages = near.take(names, now_ms, moments, STALE_MS_MAX, items)
         rows, wanted, of, stale_ms = lacking(names, starts, moments, ages, NEAR_MS)
-        lack = Lack(near, names, wanted, moments[wanted], whole(items)[wanted].view(self._dtype), now_ms)
+        lack = Lack(near, names, wanted, moments[wanted], now_ms)
         raws = await self._fetch(generation, batch, lack)
         users = read(self._layouts[USER], raws[: len(batch)], of_users)
         of_items = raws[len(batch) :]
         if self._backfill:
             await self._backfill.fill([entity_named(ITEM, name) for name in names.of(wanted)], of_items, lack.as_of_ms)
-        whole(items)[rows] = whole(self._put(lack, of_items))[of]
+        whole(items)[rows] = whole(self._put(lack, of_items, whole(items)[wanted].view(self._dtype)))[of]
         return Read(items, starts, self._registry.columns(USER, users, of_users), _viewers(users), stale_ms, applied)
 
     async def _fetch(self, generation: Generation, batch: Sequence[Asked], lack: Lack) -> list[bytes | None]:
@@ -248,12 +243,11 @@ class Reader:
         of_items = found[users_count:]
         there = np.array([row for row, raw in enumerate(of_items) if raw is not None], np.int64)
         with contextlib.suppress(StoreError):  # whoever reads that record in time is told
-            here = lack._replace(wanted=lack.wanted[there], as_of_ms=lack.as_of_ms[there], before=lack.before[there])
-            self._put(here, [raw for raw in of_items if raw is not None])
+            self._put(lack._replace(wanted=lack.wanted[there], as_of_ms=lack.as_of_ms[there]), [raw for raw in of_items if raw is not None])
 
-    def _put(self, lack: Lack, raws: Sequence[bytes | None]) -> Rows:
-        """What records say of the items, which is near from now on."""
-        found = self.rows(read(self._layouts[ITEM], raws, lack.as_of_ms), lack.as_of_ms, lack.before)
+    def _put(self, lack: Lack, raws: Sequence[bytes | None], before: Rows | None = None) -> Rows:
+        """What records say of the items, which is near from now on. before: as in `rows`."""
+        found = self.rows(read(self._layouts[ITEM], raws, lack.as_of_ms), lack.as_of_ms, before)
         lack.near.put(lack.names, lack.wanted, found, lack.read_ms, lack.as_of_ms)
         return found
 
