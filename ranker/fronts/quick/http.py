@@ -68,10 +68,10 @@ class Ranking:
         self.leave = nothing
         try:
             self._write(protocol, HTTPStatus.OK, [(b"content-type", JSON)], front.said(request, answer))
-        except BaseException as error:  # noqa: BLE001  # it is raised, a step later
+        except BaseException:
+            # Others whose answers were kept with this one are told by their timers then, in their deadlines.
             self._fail(protocol)
-            # Raised by itself: here others would not be told their answers.
-            protocol.loop.call_soon(_raise, error)
+            raise
 
     def _fail(self, protocol: "RankProtocol") -> None:
         self.keep_alive = False
@@ -87,10 +87,6 @@ class Ranking:
         if not self.keep_alive:
             protocol.transport.close()
         protocol.on_response_complete()
-
-
-def _raise(error: BaseException) -> None:
-    raise error
 
 
 def _lines(headers: Headers) -> Iterable[bytes]:
