@@ -233,6 +233,20 @@ async def test_a_caller_who_is_gone_costs_another_one_nothing(ranker: Ranker) ->
     assert response((await calls[1]).response).degraded == Degraded.NONE
 
 
+async def test_a_front_end_that_fails_costs_another_one_nothing(ranker: Ranker) -> None:
+    """Of two whose answers are kept in one call, the one behind is told when its time is over."""
+    told: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+    def fail(_: Answer) -> None:
+        raise ZeroDivisionError
+
+    ranker.ask(request("i1", request_id="fails"), time.perf_counter(), fail)
+    ranker.ask(request("i2", request_id="behind", deadline_ms=200), time.perf_counter(), told.set_result)
+    given = await asyncio.wait_for(told, PATIENCE_S)
+
+    assert response(given.response).degraded == Degraded.NONE
+
+
 async def test_a_full_queue_sheds_to_the_fallback(ranker: Ranker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not to an error, and not those who wait already."""
     monkeypatch.setattr("ranker.queue.WAITING_COUNT_MAX", 2)
