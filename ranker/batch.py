@@ -22,7 +22,7 @@ from ranker.encode import Items
 from ranker.reads.near import Rows
 from ranker.reads.popularity import Popularity
 from ranker.reads.reader import FOLDED, NOTHING_APPLIED, VECTOR, Asked, Read, Reader
-from ranker.score import Scorer, Scores
+from ranker.score import Floats, Scorer
 from ranker.slate.explain import explain
 from ranker.slate.rules import Rules, check, reasons
 from ranker.slate.slate import Candidates, Slate, Slates, Viewer
@@ -120,11 +120,12 @@ class Pipeline:
         begun_s = time.perf_counter()
         raw = self._raw(batch, known)
         with metrics.CALIBRATE.time():
-            scores = Scores(raw, self._scorer.calibrate(raw))
+            # Rules weigh probabilities; without any, only who is returned has one.
+            weighed = self._scorer.calibrate(raw) if self._slates.rules.is_arranging else raw
         scored_s = time.perf_counter()
         with metrics.SLATE.time():
-            slates = [self._slate(asked, number, known, scores) for number, asked in enumerate(batch)]
-            ranked = self._ranked(batch, known, scores, slates, degraded)
+            slates = [self._slate(asked, number, known, raw, weighed) for number, asked in enumerate(batch)]
+            ranked = self._ranked(batch, known, raw, slates, degraded)
         metrics.spent("score", scored_s - begun_s, self._budgets.score_ms)
         metrics.spent("rules", time.perf_counter() - scored_s, self._budgets.rules_ms)
         return ranked
@@ -190,12 +191,12 @@ class Pipeline:
             return known.users
         return np.concatenate((known.users, [self._registry.context_row(asked.request.context) for asked in batch]), axis=1)
 
-    def _slate(self, asked: Asked, number: int, known: Read, scores: Scores) -> Slate:
+    def _slate(self, asked: Asked, number: int, known: Read, raw: Floats, weighed: Floats) -> Slate:
         rows = slice(int(known.starts[number]), int(known.starts[number + 1]))
-        candidates = Candidates(asked.item_ids, scores.raw[rows], scores.calibrated[rows], _facts(known.items, rows))
+        candidates = Candidates(asked.item_ids, raw[rows], weighed[rows], _facts(known.items, rows))
         return self._slates.slate(candidates, asked.request, known.viewers[number])
 
-    def _ranked(self, batch: Sequence[Asked], known: Read, scores: Scores, slates: Sequence[Slate], degraded: Degraded) -> list[Ranked]:
+    def _ranked(self, batch: Sequence[Asked], known: Read, raw: Floats, slates: Sequence[Slate], degraded: Degraded) -> list[Ranked]:
         """Slates with the vectors that were scored."""
         counts = [len(slate.order) for slate in slates]
         of = np.repeat(np.arange(len(batch)), counts)
@@ -203,7 +204,7 @@ class Pipeline:
         matrix = self._matrix(batch, known, rows, of)
         packed, size = matrix.astype("<f4", copy=False).tobytes(), matrix.shape[1] * matrix.itemsize
         vectors = iter([packed[at : at + size] for at in range(0, len(packed), size)])
-        shown = iter(scores.calibrated[rows].tolist())
+        shown = iter(self._scorer.calibrate(raw[rows]).tolist())
         return [
             Ranked(_items(asked, slate, list(islice(shown, count)), list(islice(vectors, count))), degraded, stale_ms, known.applied)
             for asked, slate, count, stale_ms in zip(batch, slates, counts, known.stale_ms.tolist(), strict=True)

@@ -23,7 +23,7 @@ from ranker.budgets import BUDGETS, Budgets
 from ranker.bundle import Bundle
 from ranker.queue import BATCH_COUNT_MAX, SHARED_COUNT, Queue
 from ranker.reads.answers import Answer, Answers, Call, Said, Then, nothing
-from ranker.reads.reader import Asked, Read
+from ranker.reads.reader import Read, asked_of
 from ranker.served.current import Current, Find, Served, no_other
 from ranker.slate.rules import NO_RULES, Rules
 from schemas.errors import BundleError, StoreError
@@ -103,7 +103,7 @@ class Ranker:
             then(Answer(kept, None))
             return nothing
         if is_new := key not in self._calls:
-            self._calls[key] = Call(Asked(request, list(dict.fromkeys(request.candidate_item_ids))), key, received_s)
+            self._calls[key] = Call(asked_of(request), key, received_s)
         else:
             metrics.REPEATS.inc()
         call = self._calls[key]

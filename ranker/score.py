@@ -7,7 +7,7 @@ request's 200 rows take a tenth of a millisecond, so threads inside would only c
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnxruntime
@@ -38,16 +38,6 @@ TOLERANCE = 1e-6
 Floats = NDArray[np.float32]
 
 log = logging.getLogger("millstream.serve")
-
-
-class Scores(NamedTuple):
-    """What n candidates are worth, float32 [n] each. raw: the model's, by which they are ordered; calibrated: which are told.
-
-    Where calibration gives two scores one probability, the raw ones still tell them apart.
-    """
-
-    raw: Floats
-    calibrated: Floats
 
 
 class Scorer:

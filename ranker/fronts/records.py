@@ -18,12 +18,14 @@ def decode_request(record: StoredRecord, schema_ids: codec.SchemaIds | None = No
     """A request that can be answered. Raises DecodeError with the reason code of its dead letter."""
     if record.headers is UNREADABLE:
         raise DecodeError(Reason.MALFORMED, "the name of a header is not UTF-8: none of its headers can be read")
-    request = quick.request(record.value, record.headers) or codec.decode(RANK_REQUESTS, record.value, record.headers, schema_ids)
+    plain = quick.request(record.value, record.headers)
+    request = plain or codec.decode(RANK_REQUESTS, record.value, record.headers, schema_ids)
     assert isinstance(request, RankRequest), request
     codec.check(request, record.timestamp)
     if record.timestamp - request.ts_ms > CLOCK_SKEW_MS_MAX:
         raise DecodeError(Reason.OUT_OF_RANGE, f"ts_ms {request.ts_ms} is long before its record's timestamp {record.timestamp}")
-    codec.check_request(request)
+    if plain is None:
+        codec.check_request(request)
     for name, header in record.headers:
         if name in (CORRELATION_ID, TRACE) and len(header) > HEADER_BYTES_MAX:
             raise DecodeError(Reason.OVERSIZE, f"header {name} has {len(header)} bytes, at most {HEADER_BYTES_MAX} are carried on")

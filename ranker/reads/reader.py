@@ -50,6 +50,12 @@ class Asked(NamedTuple):
     item_ids: list[str]
 
 
+def asked_of(request: RankRequest) -> Asked:
+    """What a checked request asks for. Nearly none names a candidate twice, and a set says so in half the time that a dict takes."""
+    item_ids = request.candidate_item_ids
+    return Asked(request, item_ids if len(set(item_ids)) == len(item_ids) else list(dict.fromkeys(item_ids)))
+
+
 class Read(NamedTuple):
     """What n candidates of r requests say, request by request.
 

@@ -16,7 +16,7 @@ from ranker import metrics
 from ranker.batch import Pipeline
 from ranker.bundle import Bundle
 from ranker.encode import Facts
-from ranker.reads.reader import Asked
+from ranker.reads.reader import asked_of
 from schemas.errors import BundleError, GenerationError, SettingsError, StoreError
 from schemas.features import Registry
 from schemas.records import Degraded, RankRequest
@@ -48,7 +48,7 @@ class Served(NamedTuple):
 
     async def explain(self, request: RankRequest) -> dict[str, Any]:
         """As Ranker.explain."""
-        asked = Asked(request, list(dict.fromkeys(request.candidate_item_ids)))
+        asked = asked_of(request)
         known = await self.pipeline.read(self.generation, [asked])
         facts = self.facts(request, Degraded.NONE)
         named = ("request_id", "user_id", "model_version", "feature_version", "generation", "ts_ms")

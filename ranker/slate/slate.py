@@ -31,7 +31,11 @@ _hash = lru_cache(maxsize=4_096)(hash_of)
 
 
 class Candidates(NamedTuple):
-    """n candidates. order_by: float32 [n], the model's scores; scores: float32 [n], as they are shown; facts: of items, [n, ...] each."""
+    """n candidates. facts: of items, [n, ...] each.
+
+    order_by: float32 [n], the model's scores; scores: float32 [n], calibrated if some rule arranges, which weighs them. Where calibration
+    gives two of them one probability, the model's still tell them apart.
+    """
 
     item_ids: Sequence[str]
     order_by: NDArray[np.float32]

@@ -1,7 +1,7 @@
 """A request's Avro read field by field, its ids in one compiled pass: a schema's walk over two hundred takes as long as ranking them.
 
-Only bodies as most encoders write them, under the newest schema: one block an array, ids of up to 63 bytes. At whatever else schemas.codec
-looks: it is the definition, and tests hold this equal to it.
+Only bodies as most encoders write them, under the newest schema: one block an array, ids of up to 63 bytes, and of them only what can be
+ranked. At whatever else schemas.codec looks: it is the definition, and tests hold this equal to it.
 """
 
 import numba
@@ -10,7 +10,7 @@ import numpy as np
 from schemas import avro, codec
 from schemas.codec import SCHEMA_ID_HEADER, SINGLE_OBJECT
 from schemas.columnar.words import Buffer
-from schemas.records import VALUE_BYTES_MAX, RankRequest
+from schemas.records import CANDIDATES_COUNT_MAX, VALUE_BYTES_MAX, RankRequest
 from schemas.topics import Headers
 
 _HEAD = SINGLE_OBJECT + avro.NEWEST[RankRequest.__name__].fingerprint
@@ -20,7 +20,7 @@ _NUMBER_BYTES_MAX = 9
 
 
 def request(value: bytes | None, headers: Headers) -> RankRequest | None:
-    """A RankRequest as it stands in Kafka; None where the codec shall look at it."""
+    """A RankRequest as it stands in Kafka, of which codec.check_request has nothing to say; None where the codec shall look at it."""
     if value is None or not value.startswith(_HEAD) or len(value) > VALUE_BYTES_MAX:
         return None
     if any(name == SCHEMA_ID_HEADER for name, _ in headers):
@@ -47,7 +47,9 @@ def _request(raw: bytes) -> RankRequest | None:
     deadline_ms, at = _number(raw, at) if branch == 1 else (None, at)
     context, at = _texts_by_name(raw, at)
     tenant, at = _text(raw, at)
-    if at != len(raw) or branch not in (0, 1) or not request_id or not user_id or not -_INT_MAX <= k <= _INT_MAX:
+    if at != len(raw) or branch not in (0, 1) or not request_id or not user_id or not 1 <= k <= _INT_MAX:
+        return None
+    if len(item_ids) > CANDIDATES_COUNT_MAX or (deadline_ms is not None and deadline_ms < 1):
         return None
     return RankRequest(
         request_id=request_id,
@@ -63,8 +65,6 @@ def _request(raw: bytes) -> RankRequest | None:
 
 def _item_ids(raw: bytes, at: int) -> tuple[list[str], int]:
     count, at = _number(raw, at)
-    if not count:
-        return [], at
     words = np.empty(len(raw) - at, np.uint8)
     end = _parted(np.frombuffer(raw, np.uint8), at, count, words)
     if end < 0 or raw[end]:
@@ -76,13 +76,13 @@ def _item_ids(raw: bytes, at: int) -> tuple[list[str], int]:
 def _parted(raw: Buffer, at: int, count: int, words: Buffer) -> int:
     """Copy an array's words, with zeros in the place of their lengths; returns where the array ends.
 
-    -1 where it has none, goes past the end, or has a word that is longer than a byte says or holds a zero of its own.
+    -1 where it has none, goes past the end, or has a word that is empty, is longer than a byte says or holds a zero of its own.
     """
     begin = at
-    if count < 0:
+    if count < 1:
         return -1
     for _ in range(count):
-        if at >= len(raw) or raw[at] & 0x81:
+        if at >= len(raw) or raw[at] & 0x81 or not raw[at]:
             return -1
         end = at + 1 + (raw[at] >> 1)
         if end > len(raw):
