@@ -19,9 +19,9 @@ from ranker import metrics
 from ranker.budgets import Budgets
 from ranker.bundle import Bundle
 from ranker.encode import Items
-from ranker.reads.near import Rows
+from ranker.reads.near import NEAR_COUNT_MAX, Rows
 from ranker.reads.popularity import Popularity
-from ranker.reads.reader import FOLDED, NOTHING_APPLIED, VECTOR, Asked, Read, Reader
+from ranker.reads.reader import NOTHING_APPLIED, VECTOR, Asked, Read, Reader
 from ranker.score import Floats, Scorer
 from ranker.slate.explain import explain
 from ranker.slate.rules import Rules, check, reasons
@@ -65,10 +65,10 @@ class Pipeline:
         self.manifest = bundle.manifest
         self._registry = registry
         self._budgets = budgets
-        self._scorer = Scorer(bundle, registry.places[ITEM])
+        self._scorer = Scorer(bundle, registry.places[ITEM], NEAR_COUNT_MAX + 1)
         check(rules, registry)
         self._slates = Slates.by(rules)
-        self._reader = Reader(store, registry, budgets, self._scorer, rules.facts, snapshot)
+        self._reader = Reader(store, registry, budgets, rules.facts, snapshot)
         self._popularity = Popularity(bundle.popularity, longest_ctr_at(registry))
         self._popular = list(bundle.popularity)[:POPULAR_COUNT_MAX]
         #: From columns by kind to columns of the matrix.
@@ -174,7 +174,7 @@ class Pipeline:
             with metrics.VECTOR.time():
                 shared = self._shared(batch, known)[:, self._shared_order]
             with metrics.SCORE.time():
-                return self._scorer.score(known.words, shared, known.starts)
+                return self._scorer.score(known.items[VECTOR], known.places, shared, known.starts)
         with metrics.VECTOR.time():
             of = np.repeat(np.arange(len(batch)), np.diff(known.starts))
             matrix = self._matrix(batch, known, np.arange(len(known.items)), of)
@@ -213,7 +213,7 @@ class Pipeline:
 
 def _facts(items: Rows, rows: slice | NDArray[np.int64]) -> dict[str, NDArray[Any]]:
     """What a slate looks at of some of the items."""
-    return {name: items[name][rows] for name in items.dtype.names or () if name not in (FOLDED, VECTOR)}
+    return {name: items[name][rows] for name in items.dtype.names or () if name != VECTOR}
 
 
 def _items(asked: Asked, slate: Slate, scores: Sequence[float], vectors: Sequence[bytes]) -> Items:

@@ -43,14 +43,18 @@ log = logging.getLogger("millstream.serve")
 class Scorer:
     """Scores matrices with a bundle's model."""
 
-    def __init__(self, bundle: "Bundle", own: Sequence[int] = ()) -> None:
-        """Use the bundle's session; no second one is opened. own: columns in which rows of a request differ; none: nothing is folded."""
+    def __init__(self, bundle: "Bundle", own: Sequence[int] = (), places_count: int = 1) -> None:
+        """Use the bundle's session; no second one is opened.
+
+        own: columns in which rows of a request differ; none: nothing is folded. places_count: of rows that come again.
+        """
         self._folder = bundle.folder
         self._session = bundle.session
         self._columns = len(bundle.manifest.feature_names)
         self._own = np.array(own, np.int64)
         self._shared = np.setdiff1d(np.arange(self._columns), self._own)
         self._ensemble = self._proven(bundle) if own else None
+        self._folded = kernel.room(self._ensemble, self._own, places_count) if self._ensemble else None
         calibrator = bundle.manifest.calibrator
         self._knots = np.array(calibrator.scores), np.array(calibrator.probabilities)
 
@@ -59,28 +63,18 @@ class Scorer:
         """Whether it scores by bit vectors."""
         return self._ensemble is not None
 
-    @property
-    def words_count(self) -> int:
-        """Of what `fold` says of a row; 0 if ONNX Runtime scores."""
-        return 0 if self._ensemble is None else len(self._ensemble.leaves)
-
-    def fold(self, columns: Floats, words: kernel.Words, before: Floats | None = None) -> None:
-        """Put what rows' own columns, float32 [n, own], say of the score into words, uint64 [n, T or more], as `score` takes them.
-
-        before: of which columns the words are now, float32 [n, own], if they are of any.
-        """
-        assert self._ensemble is not None, "it folds nothing"
-        kernel.fold_into(self._ensemble, columns, self._own, words, before)
-
-    def score(self, folded: kernel.Words, shared: Floats, starts: NDArray[np.int64]) -> Floats:
+    def score(self, columns: Floats, places: NDArray[np.int64], shared: Floats, starts: NDArray[np.int64]) -> Floats:
         """Return the scores, float32 [n], of n rows of r requests by bit vectors.
 
-        folded: uint64 [n, T or more], what `fold` says of the rows; more is not looked at. shared: float32 [r, columns that are not own], a
-        row a request, NaN is missing. starts: int64 [r + 1], where each request's rows begin.
+        columns: float32 [n, own], NaN is missing. places: int64 [n], of places_count; at the same place a row is the cheaper the more it
+        is like the one before it. shared: float32 [r, columns that are not own], a row a request. starts: int64 [r + 1], where each
+        request's rows begin.
         """
         assert self._ensemble is not None, "it folds nothing"
+        assert self._folded is not None, "it folds nothing"
         assert shared.shape[1] == len(self._shared), shared.shape
-        return kernel.score(self._ensemble, folded, kernel.fold(self._ensemble, shared, self._shared), starts)
+        words = kernel.fold(self._ensemble, shared, self._shared)
+        return kernel.score(self._ensemble, self._folded, columns, self._own, places, words, starts)
 
     def by_runtime(self, matrix: Floats) -> Floats:
         """As `score`, by ONNX Runtime; a row's score does not depend on the rows beside it."""
@@ -113,8 +107,10 @@ class Scorer:
         if ensemble is None:
             log.warning("%s is no ensemble of trees of 64 leaves at most: ONNX Runtime scores it", self._folder)
             return None
-        own, shared = (kernel.fold(ensemble, rows[:, places], places) for places in (self._own, self._shared))
-        found = kernel.score(ensemble, own, shared, np.arange(len(rows) + 1))
+        shared, nothing = kernel.fold(ensemble, rows[:, self._shared], self._shared), kernel.room(ensemble, self._own, 1)
+        found = kernel.score(
+            ensemble, nothing, rows[:, self._own], self._own, np.zeros(len(rows), np.int64), shared, np.arange(len(rows) + 1)
+        )
         # Not "over the tolerance": NaN is neither.
         wrong = ~(np.abs(found - self.by_runtime(rows)) <= TOLERANCE)
         if wrong.any():

@@ -26,8 +26,8 @@ Rows = NDArray[Any]
 #: How old an entry may be that is served as if it were read now (milliseconds). Longer saves reads of the store; shorter shows a removed
 #: item, or a click, sooner.
 NEAR_MS = 500
-#: Entries (some 400 bytes each with the default registry, and 8 a tree of the model), a power of two. With fewer than the items in demand
-#: the store is read for each of them again.
+#: Entries (some 400 bytes each with the default registry; what the model makes of one takes 8 a tree), a power of two. With fewer than the
+#: items in demand the store is read for each of them again.
 NEAR_COUNT_MAX = 131_072
 #: Places that share a hash. With fewer, popular items push one another out; more take longer to look through.
 WAYS = 8
@@ -89,14 +89,14 @@ class Near:
         """Where the names' entries stand, however old, int64 [n]: NOWHERE for what is not here."""
         return _places(names.text, names.starts, self._hashes, self._heads, self._bodies)
 
-    def take(self, names: Names, now_ms: int, as_of_ms: Ints, age_ms_max: int, rows: Rows) -> Ints:
+    def take(self, names: Names, now_ms: int, as_of_ms: Ints, age_ms_max: int, rows: Rows) -> tuple[Ints, Ints]:
         """Fill rows [n]: with an entry's where it is here and no older than that, else with an unknown item's.
 
-        Returns how old entries are, by the clock or against each one's moment, whichever is more: int64 [n], NEVER for what is not here.
-        now_ms: of one clock. as_of_ms: int64 [n].
+        Returns how old entries are, by the clock or against each one's moment, whichever is more: int64 [n], NEVER for what is not here;
+        and the rows' places, int64 [n]. now_ms: of one clock. as_of_ms: int64 [n].
         """
         ages = np.empty(len(rows), np.int64)
-        _take(
+        places = _take(
             names.text,
             names.starts,
             self._hashes,
@@ -108,11 +108,14 @@ class Near:
             ages,
             _raw(rows),
         )
-        return ages
+        return ages, places
 
-    def put(self, names: Names, of: Ints, rows: Rows, now_ms: int, as_of_ms: Ints) -> None:
-        """Keep what was read of some of the names. of: int64 [n], which; rows [n]; now_ms: by the clock of `take`; as_of_ms: int64 [n]."""
-        _put(names.text, names.starts, of, self._hashes, self._heads, self._bodies, now_ms, as_of_ms, _raw(rows))
+    def put(self, names: Names, of: Ints, rows: Rows, now_ms: int, as_of_ms: Ints) -> Ints:
+        """Keep what was read of some of the names; returns where, int64 [n].
+
+        of: int64 [n], which; rows [n]; now_ms: by the clock of `take`; as_of_ms: int64 [n].
+        """
+        return _put(names.text, names.starts, of, self._hashes, self._heads, self._bodies, now_ms, as_of_ms, _raw(rows))
 
 
 def whole(rows: Rows) -> NDArray[np.void]:
@@ -154,7 +157,7 @@ def _take(  # noqa: PLR0913  # compiled functions take arrays, not objects
     age_ms_max: int,
     ages: Ints,
     rows: NDArray[np.uint8],
-) -> None:
+) -> Ints:
     places, nowhere = _places(text, starts, hashes, heads, bodies), len(bodies) + NOWHERE
     for row in range(len(rows)):
         place = places[row]
@@ -169,6 +172,7 @@ def _take(  # noqa: PLR0913  # compiled functions take arrays, not objects
             prefetch(bodies, places[ahead], NAME_BYTES_MAX, bodies.shape[1])
         for at in range(rows.shape[1]):
             rows[row, at] = bodies[place, NAME_BYTES_MAX + at]
+    return places
 
 
 @numba.njit(cache=True, nogil=True)
@@ -182,8 +186,8 @@ def _put(  # noqa: PLR0913  # as above
     now_ms: int,
     as_of_ms: Ints,
     rows: NDArray[np.uint8],
-) -> None:
-    values = np.empty(len(rows), np.uint64)
+) -> Ints:
+    values, places = np.empty(len(rows), np.uint64), np.empty(len(rows), np.int64)
     for row in range(len(rows)):
         values[row] = hash64(text, starts[of[row]], starts[of[row] + 1] - 1 - starts[of[row]], SEED)
         first = _first(values[row], len(hashes))
@@ -195,13 +199,14 @@ def _put(  # noqa: PLR0913  # as above
         if ahead < len(rows):
             prefetch(bodies, _room(values[ahead], hashes, heads), 0, bodies.shape[1])
         begin, length = starts[of[row]], starts[of[row] + 1] - 1 - starts[of[row]]
-        place = _room(values[row], hashes, heads)
+        place = places[row] = _room(values[row], hashes, heads)
         hashes[place] = values[row]
         heads[place, READ_MS], heads[place, AS_OF_MS], heads[place, NAME_BYTES] = now_ms, as_of_ms[row], length
         for at in range(length):
             bodies[place, at] = text[begin + at]
         for at in range(rows.shape[1]):
             bodies[place, NAME_BYTES_MAX + at] = rows[row, at]
+    return places
 
 
 @numba.njit(cache=True, inline="always")

@@ -26,7 +26,6 @@ from ranker.reads.backfill import Backfill
 from ranker.reads.breaker import Breaker
 from ranker.reads.lacking import lacking
 from ranker.reads.near import NEAR_MS, STALE_MS_MAX, Ints, Near, Rows, names_of, whole
-from ranker.score import Scorer
 from ranker.slate.slate import Viewer
 from schemas.aggregates import IMPRESSIONS, ITEM, USER, Tiles
 from schemas.errors import StoreAwayError, StoreError
@@ -39,8 +38,8 @@ STOOD_STILL = 2
 #: Encoded offsets of a store of which nothing is known.
 NOTHING_APPLIED = encode.offsets({})
 
-#: What stands in an item's row besides facts: what the model made of its features, which comes first, and the features.
-FOLDED, VECTOR = "folded", "vector"
+#: What stands in an item's row besides facts: its features.
+VECTOR = "vector"
 
 
 class Asked(NamedTuple):
@@ -59,22 +58,18 @@ def asked_of(request: RankRequest) -> Asked:
 class Read(NamedTuple):
     """What n candidates of r requests say, request by request.
 
-    items: of the candidates: FOLDED, where the model folds, VECTOR, and the facts that a slate wants. starts: int64 [r + 1], where each
-    request's begin. users: float32 [r, user features]; viewers: who they are. stale_ms: int64 [r], how old the oldest of a request's
-    entries was that came from the near cache. applied: encoded offsets, what stands before them is in all of this.
+    items: of the candidates: VECTOR, and the facts that a slate wants. places: int64 [n], where each one's is near. starts: int64 [r + 1],
+    where each request's begin. users: float32 [r, user features]; viewers: who they are. stale_ms: int64 [r], how old the oldest of a
+    request's entries was that came from the near cache. applied: encoded offsets, what stands before them is in all of this.
     """
 
     items: Rows
+    places: Ints
     starts: Ints
     users: NDArray[np.float32]
     viewers: list[Viewer]
     stale_ms: Ints
     applied: bytes = NOTHING_APPLIED
-
-    @property
-    def words(self) -> NDArray[np.uint64]:
-        """What the model made of the candidates, uint64 [n, T or more]: rows as they lie in memory, for FOLDED comes first."""
-        return _words(self.items)
 
 
 class Lack(NamedTuple):
@@ -95,16 +90,13 @@ class Reader:
         store: OnlineStore,
         registry: Registry,
         budgets: Budgets,
-        scorer: Scorer,
         facts: Iterable[str],
         snapshot: Snapshot | None,
     ) -> None:
         """Nothing is read before the first call.
 
-        scorer: makes something of items' features beforehand. facts: what a slate looks at of an item. snapshot: of items that the store
-        may have lost.
+        facts: what a slate looks at of an item. snapshot: of items that the store may have lost.
         """
-        self._scorer = scorer
         self._facts = tuple(facts)
         self._store = store
         self._budgets = budgets
@@ -114,9 +106,8 @@ class Reader:
         self._breaker = Breaker()
         self._backfill = None if snapshot is None else Backfill(snapshot, registry, budgets.backfill_ms)
         nothing, now_ms = read(self._layouts[ITEM], [None], 0), np.zeros(1, np.int64)
-        said = [(name, column.dtype, column.shape[1:]) for name, column in self._said(nothing, now_ms).items()]
-        folded: list[Any] = [(FOLDED, np.uint64, (scorer.words_count,))] if scorer.is_folding else []
-        self._dtype = np.dtype(folded + said, align=True)
+        said = self._said(nothing, now_ms).items()
+        self._dtype = np.dtype([(name, column.dtype, column.shape[1:]) for name, column in said], align=True)
         self._unknown = self.rows(nothing, now_ms)
         self._near = Near(self._unknown)
         self._nobody = registry.columns(USER, read(self._layouts[USER], [None], 0), 0)[0]
@@ -126,23 +117,21 @@ class Reader:
         """Run once what a read runs through beside the store: compiling takes a process seconds, and a request has none of them."""
         names, starts, moments = names_of([("", ["nothing"])]), np.array([0, 1], np.int64), np.zeros(1, np.int64)
         near = Near(self._unknown)
-        ages = near.take(names, 0, moments, NEAR_MS, np.empty(1, self._dtype))
+        ages, _ = near.take(names, 0, moments, NEAR_MS, np.empty(1, self._dtype))
         near.places(names)
         _, wanted, _, _ = lacking(names, starts, moments, ages, NEAR_MS)
         keys_of(Generation(1, self._registry.fingerprint), [(USER, names, wanted), (ITEM, names, wanted)])
-        near.put(names, wanted, self.rows(read(self._layouts[ITEM], [None], moments), moments, self._unknown.copy()), 0, moments)
+        near.put(names, wanted, self.rows(read(self._layouts[ITEM], [None], moments), moments), 0, moments)
 
-    def rows(self, tiles: Tiles, as_of_ms: Ints, before: Rows | None = None) -> Rows:
-        """Items as they are scored and ordered. before: rows made before, which become these: of the same items most stays as it was."""
-        found, said = np.empty(len(tiles.known), self._dtype) if before is None else before, self._said(tiles, as_of_ms)
-        if self._scorer.is_folding:
-            self._scorer.fold(said[VECTOR], _words(found), None if before is None else before[VECTOR])
-        for name, column in said.items():
+    def rows(self, tiles: Tiles, as_of_ms: Ints) -> Rows:
+        """Items as they are scored and ordered."""
+        found = np.empty(len(tiles.known), self._dtype)
+        for name, column in self._said(tiles, as_of_ms).items():
             found[name] = column
         return found
 
     def _said(self, tiles: Tiles, as_of_ms: Ints) -> dict[str, NDArray[Any]]:
-        """What stands in rows besides FOLDED, by name, one array [n, ...] each."""
+        """What stands in rows, by name, one array [n, ...] each."""
         vectors = self._registry.columns(ITEM, tiles, as_of_ms)
         facts: dict[str, NDArray[Any]] = {**tiles.statics, "removed": tiles.removed}
         if tiles.counts.shape[1]:
@@ -193,32 +182,33 @@ class Reader:
 
     def stale(self, batch: Sequence[Asked]) -> tuple[list[bool], Read]:
         """Of which requests half of the candidates or more are known without the store, and what is known of those requests."""
-        items, ages, counts = self._known(batch)
+        items, ages, places, counts = self._known(batch)
         known, firsts = ages <= STALE_MS_MAX, np.cumsum(counts) - counts
         is_known = 2 * np.add.reduceat(known, firsts, dtype=np.int64) >= counts
         stale_ms = np.maximum.reduceat(np.where(known, ages, 0), firsts)
-        return is_known.tolist(), self._nobodys(items[is_known.repeat(counts)], counts[is_known], stale_ms[is_known])
+        wanted = is_known.repeat(counts)
+        return is_known.tolist(), self._nobodys(items[wanted], places[wanted], counts[is_known], stale_ms[is_known])
 
     def unknown(self, count: int) -> Read:
         """What is known of nobody's request for so many items that nobody saw."""
-        return self._nobodys(np.repeat(self._unknown, count), np.array([count]), np.zeros(1, np.int64))
+        return self._nobodys(np.repeat(self._unknown, count), np.zeros(count, np.int64), np.array([count]), np.zeros(1, np.int64))
 
-    def _nobodys(self, items: Rows, counts: Ints, stale_ms: Ints) -> Read:
+    def _nobodys(self, items: Rows, places: Ints, counts: Ints, stale_ms: Ints) -> Read:
         """Requests of nobody, of so many items each, for which nothing was read."""
         starts = np.concatenate(([0], np.cumsum(counts)))
         users, viewers = np.repeat(self._nobody[None, :], len(counts), axis=0), [Viewer()] * len(counts)
-        return Read(items, starts, users, viewers, stale_ms)
+        return Read(items, places, starts, users, viewers, stale_ms)
 
     def remembered(self, batch: Sequence[Asked]) -> tuple[Rows, Ints]:
         """All that is near, however old, and which row of it each candidate's is: where nothing is, an unknown item's."""
         return self._near.rows, self._near.places(_names(batch))
 
-    def _known(self, batch: Sequence[Asked]) -> tuple[Rows, Ints, Ints]:
-        """Candidates from the near cache, what is too old or not there as unknown; how old they are; of each request how many."""
+    def _known(self, batch: Sequence[Asked]) -> tuple[Rows, Ints, Ints, Ints]:
+        """Candidates from the near cache, what is too old or not there as unknown; their ages; their places; of each request how many."""
         counts = np.array([len(asked.item_ids) for asked in batch], np.int64)
         moments = np.array([asked.request.ts_ms for asked in batch], np.int64).repeat(counts)
         items, names = np.empty(len(moments), self._dtype), _names(batch)
-        return items, self._near.take(names, int(time.monotonic() * 1000), moments, STALE_MS_MAX, items), counts
+        return items, *self._near.take(names, int(time.monotonic() * 1000), moments, STALE_MS_MAX, items), counts
 
     async def _read(self, generation: Generation, batch: Sequence[Asked], now_ms: int) -> Read:
         counts = [len(asked.item_ids) for asked in batch]
@@ -226,7 +216,7 @@ class Reader:
         of_users = np.array([asked.request.ts_ms for asked in batch], np.int64)
         moments, names = of_users.repeat(counts), _names(batch)
         items, near, applied = np.empty(len(moments), self._dtype), self._near, self._applied_before
-        ages = near.take(names, now_ms, moments, STALE_MS_MAX, items)
+        ages, places = near.take(names, now_ms, moments, NEAR_MS, items)
         rows, wanted, of, stale_ms = lacking(names, starts, moments, ages, NEAR_MS)
         lack = Lack(near, names, wanted, moments[wanted], now_ms)
         raws = await self._fetch(generation, batch, lack)
@@ -234,8 +224,9 @@ class Reader:
         of_items = raws[len(batch) :]
         if self._backfill:
             await self._backfill.fill([entity_named(ITEM, name) for name in names.of(wanted)], of_items, lack.as_of_ms)
-        whole(items)[rows] = whole(self._put(lack, of_items, whole(items)[wanted].view(self._dtype)))[of]
-        return Read(items, starts, self._registry.columns(USER, users, of_users), _viewers(users), stale_ms, applied)
+        found, found_places = self._put(lack, of_items)
+        whole(items)[rows], places[rows] = whole(found)[of], found_places[of]
+        return Read(items, places, starts, self._registry.columns(USER, users, of_users), _viewers(users), stale_ms, applied)
 
     async def _fetch(self, generation: Generation, batch: Sequence[Asked], lack: Lack) -> list[bytes | None]:
         """The records of the batch's users, and behind them those of the items that it lacks. Raises TimeoutError past the budget."""
@@ -251,21 +242,15 @@ class Reader:
         with contextlib.suppress(StoreError):  # whoever reads that record in time is told
             self._put(lack._replace(wanted=lack.wanted[there], as_of_ms=lack.as_of_ms[there]), [raw for raw in of_items if raw is not None])
 
-    def _put(self, lack: Lack, raws: Sequence[bytes | None], before: Rows | None = None) -> Rows:
-        """What records say of the items, which is near from now on. before: as in `rows`."""
-        found = self.rows(read(self._layouts[ITEM], raws, lack.as_of_ms), lack.as_of_ms, before)
-        lack.near.put(lack.names, lack.wanted, found, lack.read_ms, lack.as_of_ms)
-        return found
+    def _put(self, lack: Lack, raws: Sequence[bytes | None]) -> tuple[Rows, Ints]:
+        """What records say of the items, which is near from now on, and where, int64 [w]."""
+        found = self.rows(read(self._layouts[ITEM], raws, lack.as_of_ms), lack.as_of_ms)
+        return found, lack.near.put(lack.names, lack.wanted, found, lack.read_ms, lack.as_of_ms)
 
 
 def _names(batch: Sequence[Asked]) -> Names:
     """Of all candidates, request by request."""
     return names_of([(asked.request.tenant, asked.item_ids) for asked in batch])
-
-
-def _words(rows: Rows) -> NDArray[np.uint64]:
-    """Rows as they lie in memory, uint64 [n, FOLDED's and more]: FOLDED comes first."""
-    return rows.view(np.uint64).reshape(len(rows), rows.dtype.itemsize // 8)
 
 
 def _viewers(users: Tiles) -> list[Viewer]:

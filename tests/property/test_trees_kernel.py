@@ -54,26 +54,34 @@ def test_bit_vectors_score_as_onnx_runtime(
     rows, users = matrix(draw, int(starts[-1]), levels), matrix(draw, len(counts), levels)
     shared, own = np.flatnonzero(is_shared), np.flatnonzero(~np.array(is_shared))
     rows[:, shared] = np.repeat(users, counts, axis=0)[:, shared]
-    words = kernel.fold(ensemble, rows[:, own], own), kernel.fold(ensemble, users[:, shared], shared)
-    found = kernel.score(ensemble, *words, starts)
+    folded, places = kernel.room(ensemble, own, len(rows)), np.arange(len(rows))
+    found = kernel.score(ensemble, folded, rows[:, own], own, places, kernel.fold(ensemble, users[:, shared], shared), starts)
     expected = open_session(saved, Path()).run(["scores"], {"features": rows})[0]
 
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
-@given(st.integers(0, 2**31), st.sampled_from([(1, 3), (6, 40), (6, 1_000)]), st.sampled_from([0.0, 0.1, 0.5, 1.0]))
-def test_what_moved_is_folded_again(seed: int, shape: tuple[int, int], moved: float) -> None:
-    """Words of other columns become those of these, whatever of them is the same, missing, or on the same side of all thresholds."""
+@given(
+    st.integers(0, 2**31),
+    st.sampled_from([(1, 3), (6, 40), (6, 1_000)]),
+    st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    st.sampled_from([1, 5, 80]),
+)
+def test_what_stood_at_a_place_changes_no_score(seed: int, shape: tuple[int, int], moved: float, places_count: int) -> None:
+    """Whatever of it is the same, missing, or passes the same tests; and however many rows share a place."""
     depth, levels = shape
     ensemble = take_apart(model(seed, depth, "binary:logistic", levels=levels), FEATURES)
     assert ensemble is not None
     draw = np.random.default_rng(seed + 1)
-    before, columns, own = matrix(draw, 50, levels), matrix(draw, 50, levels), np.arange(FEATURES)
-    columns = np.where(draw.random(columns.shape) < moved, columns, before)
-    words = kernel.fold(ensemble, before, own)
-    kernel.fold_into(ensemble, columns, own, words, before)
+    own, nothing, starts = np.arange(FEATURES), np.full((2, len(ensemble.leaves)), kernel.ALL), np.array([0, 30, 50])
+    rows, folded = matrix(draw, 50, levels), kernel.room(ensemble, own, places_count)
+    for _ in range(3):
+        rows = np.where(draw.random(rows.shape) < moved, matrix(draw, 50, levels), rows)
+        places = draw.permutation(80)[:50] % places_count
+        found = kernel.score(ensemble, folded, rows, own, places, nothing, starts)
+        expected = kernel.score(ensemble, kernel.room(ensemble, own, 50), rows, own, np.arange(50), nothing, starts)
 
-    assert np.array_equal(words, kernel.fold(ensemble, columns, own))
+        assert np.array_equal(found, expected)
 
 
 def test_a_feature_of_many_thresholds_has_masks_put_together() -> None:

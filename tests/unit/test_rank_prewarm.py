@@ -29,8 +29,8 @@ from ranker.trees import kernel
 from tests import rankers
 
 LOOPS = (
-    *(near._split, near._take, lacking._lacking, keys._spell, reading._read, near._put, kernel._moved),
-    *(kernel._fold, kernel._add_up, arrange.by_score, encode._write, node._frame),
+    *(near._split, near._take, lacking._lacking, keys._spell, reading._read, near._put),
+    *(kernel._fold_all, kernel._score, arrange.by_score, encode._write, node._frame),
 )
 
 def compiled():
