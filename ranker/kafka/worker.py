@@ -19,9 +19,10 @@ from ranker import metrics
 from ranker.fronts.quick import avro as quick
 from ranker.fronts.records import decode_request
 from ranker.kafka.sender import RankSettings, Sender
-from ranker.rank import Ranker
+from ranker.rank import Answer, Ranker
 from schemas import codec
 from schemas.errors import DecodeError, LogError
+from schemas.records import RankRequest
 from schemas.topics import RANK_REQUESTS, BadRecord, StoredRecord, record_of
 
 #: Requests taken at once. More would let the last of a batch wait for longer than its deadline.
@@ -48,6 +49,8 @@ PASSING = (
 
 #: What may be committed: the next offset, by topic and partition.
 Offsets = dict[tuple[str, int], int]
+#: Answers of a batch, and to what.
+Answered = asyncio.Queue[tuple[StoredRecord, RankRequest, Answer]]
 
 log = logging.getLogger("millstream.serve")
 
@@ -128,11 +131,10 @@ class RankWorker:
                 committed_s = received_s
 
     async def _answer(self, records: Sequence[StoredRecord], received_s: float) -> Offsets:
-        """Answer requests side by side: while the store hangs, each waits for its own deadline. Returns what may be committed then."""
-        if len(records) == 1:
-            await self._handle(records[0], received_s)
-        else:
-            await asyncio.gather(*(self._handle(record, received_s) for record in records))
+        """Answer requests as soon as each can be: while the store hangs, each has its own deadline. Returns what may be committed then."""
+        answered: Answered = asyncio.Queue()
+        for _ in range(sum([self._ask(record, received_s, answered) for record in records])):
+            self.sender.reply(*await answered.get())
         return {(record.topic, record.partition): record.offset + 1 for record in records}
 
     async def _look(self) -> None:
@@ -162,15 +164,16 @@ class RankWorker:
                 raise LogError(f"rank-requests cannot be read: {error}. Are the topics there? `millstream topics` creates them.")
         return [record_of(str(message.topic()), message) for message in messages if not message.error()]
 
-    async def _handle(self, record: StoredRecord, received_s: float) -> None:
+    def _ask(self, record: StoredRecord, received_s: float, answered: Answered) -> bool:
+        """Whether it is a request, whose answer comes there then; what is none is refused."""
         metrics.FRESHNESS.observe(max(time.time() - record.timestamp / 1000, 0))
         try:
             request = decode_request(record, self._schema_ids)
         except DecodeError as error:
             self.sender.refuse(BadRecord(record, error.reason, error.detail))
-        else:
-            answer = await self._ranker.answer(request, received_s)
-            self.sender.reply(record, request, answer)
+            return False
+        self._ranker.ask(request, received_s, lambda answer: answered.put_nowait((record, request, answer)))
+        return True
 
     def _answered(self) -> Offsets:
         """What may be committed once it is flushed, of the batches that are done."""
