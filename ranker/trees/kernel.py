@@ -77,9 +77,9 @@ def _laid_out(columns: Floats) -> Floats:
 
 @numba.njit(cache=True, nogil=True)
 def _fold_all(ensemble: Ensemble, columns: Floats, features: Ints, words: Words) -> None:
-    room = _searches(len(features))
+    searches = _searches(len(features))
     for row in range(len(columns)):
-        _fold(ensemble, columns[row], features, words[row], room)
+        _fold(ensemble, columns[row], features, words[row], searches)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -87,7 +87,7 @@ def _score(  # noqa: PLR0913  # compiled functions take arrays, not objects
     ensemble: Ensemble, folded: Folded, columns: Floats, features: Ints, places: Ints, shared: Words, starts: Ints, margins: Floats
 ) -> None:
     """A few rows at a time: their words are brought together, then every tree is looked up for all of them."""
-    leaves, room = ensemble.leaves, _searches(len(features))
+    leaves, searches = ensemble.leaves, _searches(len(features))
     words, bits, was = np.empty((ROWS, len(leaves)), np.uint64), columns.view(np.uint32), folded.columns.view(np.uint32)
     for request in range(len(starts) - 1):
         for begin in range(starts[request], starts[request + 1], ROWS):
@@ -98,7 +98,7 @@ def _score(  # noqa: PLR0913  # compiled functions take arrays, not objects
                     prefetch(folded.columns, places[ahead], 0, folded.columns.shape[1] * 4)
                     prefetch(folded.words, places[ahead], 0, folded.words.shape[1] * 8)
                 if not folded.words[place, 0] or _differs(bits, begin + row, was, place):
-                    _bring(ensemble, folded, columns[begin + row], features, place, room)
+                    _bring(ensemble, folded, columns[begin + row], features, place, searches)
                 for tree in range(len(leaves)):
                     words[row, tree] = folded.words[place, tree]
             for tree in range(len(leaves)):
@@ -117,7 +117,7 @@ def _differs(bits: NDArray[np.uint32], row: int, others: NDArray[np.uint32], pla
 
 
 @numba.njit(cache=True, nogil=True)
-def _bring(ensemble: Ensemble, folded: Folded, columns: Floats, features: Ints, place: int, room: Ints) -> None:
+def _bring(ensemble: Ensemble, folded: Folded, columns: Floats, features: Ints, place: int, searches: Ints) -> None:
     """Have a row's words at its place. Most that differ pass the same tests, and have them already."""
     is_there = folded.words[place, 0] != 0
     for number in range(len(features)):
@@ -126,7 +126,7 @@ def _bring(ensemble: Ensemble, folded: Folded, columns: Floats, features: Ints, 
             begin, end = ensemble.first[features[number]], ensemble.first[features[number] + 1]
             is_there = _passes_the_same(old, new, ensemble.threshold, begin, end, ensemble.holds_at)
     if not is_there:
-        _fold(ensemble, columns, features, folded.words[place], room)
+        _fold(ensemble, columns, features, folded.words[place], searches)
     folded.columns[place] = columns
 
 
@@ -145,10 +145,10 @@ def _searches(count: int) -> Ints:
 
 
 @numba.njit(cache=True, nogil=True)
-def _fold(ensemble: Ensemble, columns: Floats, features: Ints, words: Words, room: Ints) -> None:
-    """One row's words. room: as `_searches` gives it."""
+def _fold(ensemble: Ensemble, columns: Floats, features: Ints, words: Words, searches: Ints) -> None:
+    """One row's words. searches: as `_searches` gives it."""
     first, threshold, blocks, block_first = ensemble.first, ensemble.threshold, ensemble.blocks, ensemble.block_first
-    ends, begins, taken = room[0], room[1], room[2]
+    ends, begins, taken = searches[0], searches[1], searches[2]
     # Places without a feature take what leaves all: the last of blocks.
     taken[:] = len(blocks) - 1
     # All searches first: none waits for another one, and the processor has several under way at once.
