@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ranker.rank import Ranker
+from ranker.slate.rules import NO_RULES, ColdStart, Rules
 from ranker.training.isotonic import Calibrator
 from schemas.records import Degraded
 from tests.rankers import ITEMS, Failing, Model, answer, ask, away, fill, ids, matrix, on, response, telemetry, trained
@@ -33,10 +34,10 @@ async def store() -> Failing:
     return found
 
 
-async def calibrated(store: Failing, model: Model, calibrator: Calibrator) -> Ranker:
+async def calibrated(store: Failing, model: Model, calibrator: Calibrator, rules: Rules = NO_RULES) -> Ranker:
     """A ranker whose bundle has that calibration."""
     manifest = msgspec.structs.replace(model.bundle.manifest, calibrator=calibrator)
-    return await on(store, model._replace(bundle=dataclasses.replace(model.bundle, manifest=manifest)))
+    return await on(store, model._replace(bundle=dataclasses.replace(model.bundle, manifest=manifest)), rules)
 
 
 async def test_the_score_is_the_calibrated_one(store: Failing, model: Model) -> None:
@@ -53,6 +54,15 @@ async def test_one_probability_for_all_changes_no_order(store: Failing, model: M
     flat = await ask(await calibrated(store, model, FLAT))
 
     assert (ids(flat), {round(item.score, 6) for item in flat.ranked_items}) == (ids(plain), {0.3})
+
+
+async def test_rules_weigh_what_is_told(store: Failing, model: Model) -> None:
+    """An item that nobody saw is worth three quarters of the model's score of one that was seen: more than this one is told."""
+    [seen] = (await ask(await on(store, model), "i1", request_id="plain")).ranked_items
+    rules = Rules(cold_start=ColdStart(prior=0.75 * seen.score, weight=1, impressions=1))
+    given = await ask(await calibrated(store, model, HALF, rules), "i1", "unseen")
+
+    assert ids(given) == ["unseen", "i1"]
 
 
 async def test_telemetry_tells_the_same_scores(store: Failing, model: Model) -> None:

@@ -10,8 +10,12 @@ from hypothesis import strategies as st
 
 from online_store.keys import Generation
 from ranker.budgets import BUDGETS
+from ranker.kafka.sender import RankSettings, Sender
+from ranker.kafka.worker import RankWorker
 from ranker.rank import Ranker
+from schemas import codec
 from schemas.records import Degraded
+from schemas.topics import StoredRecord
 from tests.rankers import (
     ITEMS,
     Failing,
@@ -182,3 +186,26 @@ def test_no_candidate_is_invented_or_lost(model: Model, candidates: list[str], k
     given = asyncio.run(slate())
 
     assert (len(given), len(set(given)), set(given) <= set(candidates)) == (min(k, len(set(candidates))),) * 2 + (True,)
+
+
+async def test_of_a_batch_by_kafka_each_is_sent_when_it_is_answered(
+    ranker: Ranker, store: Failing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that has more time than the other holds that one up by nothing. Kafka is not there: what it would get is looked at."""
+    sent: list[int] = []
+    is_sent = asyncio.Event()
+
+    def reply(_: Sender, record: StoredRecord, *__: object) -> None:
+        sent.append(record.offset)
+        is_sent.set()
+
+    monkeypatch.setattr(Sender, "reply", reply)
+    store.keep_fault = hang
+    worker = RankWorker(RankSettings("127.0.0.1:1", "g"), ranker)
+    asked = [request("i1", request_id=f"r{number}", deadline_ms=deadline_ms) for number, deadline_ms in enumerate((60_000, 100))]
+    records = [StoredRecord("rank-requests", 0, row, one.ts_ms, None, codec.encode(one)) for row, one in enumerate(asked)]
+    batch = asyncio.create_task(worker._answer(records, time.perf_counter()))  # noqa: SLF001  # the rest of it is Kafka
+    await asyncio.wait_for(is_sent.wait(), PATIENCE_S)
+    batch.cancel()
+
+    assert sent == [1]
