@@ -10,6 +10,7 @@ MillstreamError
 │   └── StoreAwayError   the store does not answer now: worth another try
 ├── LogError             Kafka, or a file in its place, did not take or give what it was asked
 ├── BundleError          a model folder is incomplete, was changed, or scores differently from its trainer
+├── Http2Error           a client of gRPC broke the rules of HTTP/2; carries the code that its connection ends with
 └── RankError            a ranker refused a request over HTTP; carries its status, detail and the field at fault
     └── RankerAwayError  it did not answer inside the deadline, or is left alone: worth another try
 
@@ -81,6 +82,18 @@ class LogError(MillstreamError):
 
 class BundleError(MillstreamError):
     """A model folder is incomplete, was changed, or scores differently from its trainer."""
+
+
+class Http2Error(MillstreamError):
+    """A client of gRPC broke the rules of HTTP/2.
+
+    code: what its connection ends with, one of ranker.fronts.rpc.frames' error codes.
+    """
+
+    def __init__(self, code: int, message: str) -> None:
+        """Keep the code beside the sentence."""
+        super().__init__(message)
+        self.code = code
 
 
 class RankError(MillstreamError):

@@ -1,1 +1,1 @@
-"""gRPC on the loop of this process, by h2: all that has come in is in the ranker's queue at once, a batch's answers leave together."""
+"""gRPC on the loop of this process: all that has come in is in the ranker's queue at once, a batch's answers leave together."""

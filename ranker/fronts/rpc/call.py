@@ -14,13 +14,17 @@ from urllib.parse import quote
 import grpc
 from google.protobuf.message import DecodeError as MessageError
 
-from ranker.fronts.requests import BODY_BYTES_MAX, Headers
+from ranker.fronts.requests import BODY_BYTES_MAX
+from ranker.fronts.rpc.frames import Headers
+from ranker.fronts.rpc.heads import Said
 
 #: Before each message: whether it is compressed, and how many bytes it has.
 PREFIX = struct.Struct(">?I")
-DONE = [(b"grpc-status", b"0")]
+DONE: Headers = ((b"grpc-status", b"0"),)
 #: What the server takes; a client whose message is compressed is told so.
 ACCEPTED = (b"grpc-accept-encoding", b"identity")
+#: Characters of an error's sentence that its client is told: they may become twelve times as many bytes, and fit into a frame.
+DETAILS_COUNT_MAX = 1_000
 _TIMEOUT, _UNITS_S = re.compile(rb"([0-9]{1,8})([HMSmun])"), {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 
 
@@ -53,15 +57,13 @@ class _Ended(Exception):  # noqa: N818  # it is an answer, not a failure of ours
 class Call:
     """A call under way. received_s: time.perf_counter() when its head was there."""
 
-    def __init__(self, wire: Wire, stream_id: int, handler: Handler, headers: Headers) -> None:
-        """Its handler runs once `ended`, or at once where requests are a stream."""
+    def __init__(self, wire: Wire, stream_id: int, handler: Handler, said: Said) -> None:
+        """Its handler runs once `ended`, or at once where requests are a stream. said: its headers."""
         self._wire = wire
         self._stream_id = stream_id
         self._handler = handler
-        self._headers = headers
+        self._said = said
         self.received_s = time.perf_counter()
-        #: Whether its client has said all.
-        self.is_whole = False
         self._unread = b""
         self._messages = asyncio.Queue[bytes | None]()
         self._code, self._details = grpc.StatusCode.UNKNOWN, "it failed"
@@ -76,7 +78,7 @@ class Call:
         while len(unread) >= PREFIX.size:
             is_compressed, size = PREFIX.unpack_from(unread)
             if is_compressed:
-                self.refuse(grpc.StatusCode.UNIMPLEMENTED, "messages are not decompressed: send them as they are", [ACCEPTED])
+                self.refuse(grpc.StatusCode.UNIMPLEMENTED, "messages are not decompressed: send them as they are", (ACCEPTED,))
                 return
             if size > BODY_BYTES_MAX:
                 self.refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, f"the message has {size} bytes, more than {BODY_BYTES_MAX}")
@@ -90,7 +92,6 @@ class Call:
 
     def ended(self) -> None:
         """Its client has said all."""
-        self.is_whole = True
         self._messages.put_nowait(None)
         if self._task is None:
             self._begin()
@@ -103,7 +104,7 @@ class Call:
     def refuse(self, code: grpc.StatusCode, details: str, trailing: Headers = ()) -> None:
         """End it before it is answered."""
         self.leave()
-        self._wire.end(self._stream_id, [*status(code, details), *trailing])
+        self._wire.end(self._stream_id, (*status(code, details), *trailing))
 
     async def write(self, response: Any) -> None:  # noqa: ANN401  # protobuf's, or bytes
         """Send a message."""
@@ -126,11 +127,11 @@ class Call:
 
     def invocation_metadata(self) -> Sequence[tuple[str, str]]:
         """What the caller said beside the message, names in lower case."""
-        return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self._headers]
+        return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self._said.items()]
 
     def time_remaining(self) -> float | None:
         """Seconds until the caller gives up; None where it waits for ever, or says what is no time."""
-        found = _TIMEOUT.fullmatch(dict(self._headers).get(b"grpc-timeout", b""))
+        found = _TIMEOUT.fullmatch(self._said.get(b"grpc-timeout", b""))
         return int(found[1]) * _UNITS_S[found[2]] - (time.perf_counter() - self.received_s) if found else None
 
     def _begin(self) -> None:
@@ -141,8 +142,7 @@ class Call:
         try:
             await self._served()
         except (_Ended, NotImplementedError):
-            trailing = [(name.encode(), value.encode()) for name, value in self._trailing]
-            said = [*status(self._code, self._details), *trailing]
+            said = (*status(self._code, self._details), *((name.encode(), value.encode()) for name, value in self._trailing))
         except BaseException:
             said = status(self._code, self._details)
             raise
@@ -173,6 +173,6 @@ class Call:
             yield request
 
 
-def status(code: grpc.StatusCode, details: str) -> list[tuple[bytes, bytes]]:
+def status(code: grpc.StatusCode, details: str) -> Headers:
     """How a call ends, in its trailers."""
-    return [(b"grpc-status", b"%d" % code.value[0]), (b"grpc-message", quote(details).encode())]
+    return (b"grpc-status", b"%d" % code.value[0]), (b"grpc-message", quote(details[:DETAILS_COUNT_MAX]).encode())

@@ -1,71 +1,39 @@
-"""A client's connection: HTTP/2 by h2, each stream a call. What one round of the loop sends goes out in one write."""
+"""A client's connection: HTTP/2, each stream a call. What one round of the loop sends goes out in one write."""
 
 import asyncio
-import contextlib
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import grpc
-from h2.config import H2Configuration
-from h2.connection import H2Connection
-from h2.events import (
-    ConnectionTerminated,
-    DataReceived,
-    Event,
-    PingAckReceived,
-    RemoteSettingsChanged,
-    RequestReceived,
-    StreamEnded,
-    StreamReset,
-    WindowUpdated,
-)
-from h2.exceptions import ProtocolError, StreamClosedError
-from h2.settings import SettingCodes
-from hyperframe.frame import Frame, GoAwayFrame
 
-from ranker.fronts.requests import Headers
+from ranker.fronts.rpc import frames
 from ranker.fronts.rpc.call import Call, Handler, status
+from ranker.fronts.rpc.frames import Frame, Frames, Headers
+from ranker.fronts.rpc.heads import Heads, Said
+from schemas.errors import Http2Error
 
 #: Before an answer, or in one with how it ends where there is nothing else.
-HEAD = [(b":status", b"200"), (b"content-type", b"application/grpc")]
+HEAD: Headers = ((b":status", b"200"), (b"content-type", b"application/grpc"))
 #: Calls under way on one connection. More wait at their client, where nobody sees them: the ranker's queue turns away before that.
 CALLS_COUNT_MAX = 1_000
-#: No stream has this number: a client that is told so begins no other, and all that it has begun are answered (RFC 9113, 6.8).
-LAST_STREAM_ID = 2**31 - 1
+#: What a connection's calls may say ahead of our reading it, together (bytes): some 250 requests of 200 candidates.
+ROOM_BYTES = 1 << 20
 #: Asks whether the client has read what was sent before (eight bytes).
 READ = b"goodbye!"
-#: Headers are ours to look at; gRPC's are the same for each call, and looking at all takes as long as all else.
-_CONFIG = H2Configuration(
-    client_side=False,
-    header_encoding=None,
-    validate_inbound_headers=False,
-    validate_outbound_headers=False,
-    normalize_inbound_headers=False,
-    normalize_outbound_headers=False,
-)
-
-
-class Http2(H2Connection):
-    """As h2 has it, but a GOAWAY is not the end yet: what was begun before goes on. For h2 it is (its issue 1181)."""
-
-    def say_goodbye(self) -> None:
-        """Send one."""
-        state = self.state_machine.state
-        self.close_connection(last_stream_id=LAST_STREAM_ID)
-        self.state_machine.state = state
-
-    def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Frame], list[Event]]:
-        event = ConnectionTerminated()
-        event.last_stream_id = frame.last_stream_id
-        return [], [event]
 
 
 @dataclass(slots=True)
 class _Stream:
-    """A call, and what of its answer its client has no room for yet. end: what follows that."""
+    """A call, and what of its answer its client has no room for yet.
+
+    room: for so many bytes of it the client has (negative where it changed its mind). is_whole: whether the client has said all. end: what
+    follows the answer.
+    """
 
     call: Call
+    room: int
+    is_whole: bool
     has_head: bool = False
     unsent: bytes | memoryview = b""
     end: Headers | None = None
@@ -80,10 +48,15 @@ class Connection(asyncio.Protocol):
         self._connections = connections
         self._loop = asyncio.get_running_loop()
         self.closed = self._loop.create_future()
-        self._http2 = Http2(_CONFIG)
         self._transport: asyncio.Transport
+        self._frames, self._heads = Frames(), Heads()
         self._streams: dict[int, _Stream] = {}
-        self._is_paused = self._is_dirty = self._is_leaving = self._has_left = False
+        self._last_id = 0
+        #: What the client has room for on all streams together, and on one that begins; what it said that it is not given back yet.
+        self._room = self._room_first = frames.WINDOW_BYTES
+        self._taken_bytes = 0
+        self._unsent: list[bytes] = []
+        self._is_leaving = self._has_left = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by asyncio."""
@@ -92,34 +65,28 @@ class Connection(asyncio.Protocol):
         # Of a client whose machine is gone nothing is heard otherwise, for ever.
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._connections.add(self)
-        self._http2.initiate_connection()
-        self._http2.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: CALLS_COUNT_MAX})
-        self._flush()
+        self._say(frames.settings({frames.MAX_CONCURRENT_STREAMS: CALLS_COUNT_MAX}))
+        self._say(frames.window_update(0, ROOM_BYTES - frames.WINDOW_BYTES))
 
     def data_received(self, data: bytes) -> None:
         """Called by asyncio."""
         if self._has_left:
             return
         try:
-            for event in self._http2.receive_data(data):
-                self._see(event)
-        except ProtocolError:
-            # h2 has said why.
+            for frame in self._frames.of(data):
+                self._see(frame)
+                if self._has_left:
+                    return
+        except Http2Error as error:
+            self._say(frames.goaway(self._last_id, error.code))
             self._flush()
             self._has_left = True
             self._end_all()
             self._transport.close()
-        else:
-            self._flush()
-
-    def pause_writing(self) -> None:
-        """Called by asyncio: the client does not read."""
-        self._is_paused = True
-
-    def resume_writing(self) -> None:
-        """Called by asyncio."""
-        self._is_paused = False
-        self._push_all()
+            return
+        if self._taken_bytes:
+            self._say(frames.window_update(0, self._taken_bytes))
+            self._taken_bytes = 0
 
     def connection_lost(self, _: Exception | None) -> None:
         """Called by asyncio."""
@@ -129,10 +96,9 @@ class Connection(asyncio.Protocol):
 
     def drain(self) -> None:
         """Take no new calls; leave once those under way are answered."""
-        if not self._has_left:
-            self._http2.say_goodbye()
-            self._http2.ping(READ)
-            self._flush()
+        # A client that is told so begins no other, and all that it has begun are answered (RFC 9113, 6.8).
+        self._say(frames.goaway(frames.LARGEST, frames.NO_ERROR))
+        self._say(frames.made(frames.PING, 0, 0, READ))
 
     def abort(self) -> None:
         """Leave at once."""
@@ -150,44 +116,116 @@ class Connection(asyncio.Protocol):
             stream.end = headers
             self._push(stream_id, stream)
 
-    def _see(self, event: Event) -> None:
-        match event:
-            case RequestReceived():
-                self._accept(event)
-            case DataReceived():
-                self._receive(event)
-            case StreamEnded():
-                if stream := self._streams.get(event.stream_id):
-                    stream.call.ended()
-            case StreamReset():
-                self._give_up(event.stream_id)
-            case WindowUpdated() | RemoteSettingsChanged():
-                self._push_all()
-            case ConnectionTerminated() | PingAckReceived():
+    def _see(self, frame: Frame) -> None:
+        """Take a frame in. Raises Http2Error where it may not come now, or says what it may not."""
+        if self._heads.is_within and frame.kind != frames.CONTINUATION:
+            raise Http2Error(frames.PROTOCOL_ERROR, f"frame {frame.kind} comes where headers go on")
+        match frame.kind:
+            case frames.DATA:
+                self._take(frame)
+            case frames.HEADERS | frames.CONTINUATION:
+                if whole := self._heads.take(frame):
+                    self._head(*whole)
+            case frames.RST_STREAM:
+                self._of(frame)
+                self._give_up(frame.stream_id)
+            case frames.WINDOW_UPDATE:
+                self._make_room(frame)
+            case frames.SETTINGS | frames.PING | frames.GOAWAY | frames.PUSH_PROMISE:
+                self._be_told(frame)
+
+    def _of(self, frame: Frame) -> _Stream | None:
+        """The stream that a frame is for; None for one that is over. Raises Http2Error for one that was not begun."""
+        if frame.stream_id > self._last_id or not frame.stream_id % 2:
+            raise Http2Error(frames.PROTOCOL_ERROR, f"frame {frame.kind} is for stream {frame.stream_id}, which was not begun")
+        return self._streams.get(frame.stream_id)
+
+    def _be_told(self, frame: Frame) -> None:
+        """What is of no stream."""
+        if frame.stream_id or frame.kind == frames.PUSH_PROMISE:
+            raise Http2Error(frames.PROTOCOL_ERROR, f"frame {frame.kind} is for stream {frame.stream_id}")
+        match frame.kind, frame.flags & frames.ACK:
+            case frames.SETTINGS, _:
+                self._settle(frame)
+            case frames.PING, 0:
+                self._say(frames.made(frames.PING, frames.ACK, 0, frame.payload))
+            case frames.PING, _ if frame.payload != READ:
+                pass
+            case _:
                 # No call is begun any more.
                 self._is_leaving = True
                 self._leave_if_done()
 
-    def _accept(self, event: RequestReceived) -> None:
-        said = dict(event.headers)
+    def _settle(self, frame: Frame) -> None:
+        """Do as the client wants."""
+        first = frames.settings_of(frame).get(frames.INITIAL_WINDOW_SIZE, self._room_first)
+        if frame.flags & frames.ACK:
+            return
+        for stream in self._streams.values():
+            stream.room += first - self._room_first
+        self._room_first = first
+        self._say(frames.made(frames.SETTINGS, frames.ACK, 0))
+        self._push_all()
+
+    def _make_room(self, frame: Frame) -> None:
+        """The client has room for more, on one stream or on all."""
+        size = frames.number_of(frame)
+        stream = self._of(frame) if frame.stream_id else None
+        if not size:
+            raise Http2Error(frames.PROTOCOL_ERROR, "there is room for 0 bytes more")
+        if stream:
+            stream.room += size
+        elif not frame.stream_id:
+            self._room += size
+        if max(self._room, stream.room if stream else 0) > frames.LARGEST:
+            raise Http2Error(frames.FLOW_CONTROL_ERROR, f"there is room for more than {frames.LARGEST} bytes")
+        self._push_all()
+
+    def _head(self, frame: Frame, said: Said) -> None:
+        """A call begins; or something stands behind one, which says nothing but that it ends."""
+        if frame.stream_id > self._last_id and frame.stream_id % 2:
+            self._last_id = frame.stream_id
+            self._accept(frame.stream_id, said, is_whole=bool(frame.flags & frames.END_STREAM))
+        elif stream := self._of(frame):
+            self._hear(frame, stream, b"")
+
+    def _accept(self, stream_id: int, said: Said, *, is_whole: bool) -> None:
         path = said.get(b":path", b"")
         handler = self._methods.get(path)
-        if said.get(b":method") != b"POST" or not said.get(b"content-type", b"").startswith(b"application/grpc"):
-            self._refuse(event, [(b":status", b"415")])
+        if len(self._streams) >= CALLS_COUNT_MAX:
+            self._say(frames.reset(stream_id, frames.REFUSED_STREAM))
+        elif said.get(b":method") != b"POST" or not said.get(b"content-type", b"").startswith(b"application/grpc"):
+            self._refuse(stream_id, ((b":status", b"415"),), is_whole=is_whole)
         elif handler is None:
             details = f"there is no method {path.decode('latin-1')}: reflection says which there are"
-            self._refuse(event, [*HEAD, *status(grpc.StatusCode.UNIMPLEMENTED, details)])
+            self._refuse(stream_id, (*HEAD, *status(grpc.StatusCode.UNIMPLEMENTED, details)), is_whole=is_whole)
         else:
-            self._streams[event.stream_id] = _Stream(Call(self, event.stream_id, handler, event.headers))
+            call = Call(self, stream_id, handler, said)
+            self._streams[stream_id] = _Stream(call, self._room_first, is_whole)
+            if is_whole:
+                call.ended()
 
-    def _refuse(self, event: RequestReceived, headers: Headers) -> None:
-        self._http2.send_headers(event.stream_id, headers, end_stream=True)
-        self._cut_short(event.stream_id)
+    def _refuse(self, stream_id: int, headers: Headers, *, is_whole: bool) -> None:
+        self._say(frames.headers(stream_id, headers, is_last=True))
+        if not is_whole:
+            self._cut_short(stream_id)
 
-    def _receive(self, event: DataReceived) -> None:
-        self._http2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
-        if stream := self._streams.get(event.stream_id):
-            stream.call.received(event.data)
+    def _take(self, frame: Frame) -> None:
+        """Data, for which its client gets room again at once: what a call may say has bounds of its own."""
+        self._taken_bytes += len(frame.payload)
+        if stream := self._of(frame):
+            self._hear(frame, stream, frames.content(frame))
+            if frame.payload and not stream.is_whole and frame.stream_id in self._streams:
+                self._say(frames.window_update(frame.stream_id, len(frame.payload)))
+
+    def _hear(self, frame: Frame, stream: _Stream, data: bytes) -> None:
+        """More of a call, or its end."""
+        if stream.is_whole:
+            raise Http2Error(frames.STREAM_CLOSED, f"stream {frame.stream_id} goes on behind its end")
+        stream.is_whole = bool(frame.flags & frames.END_STREAM)
+        stream.call.received(data)
+        if stream.is_whole and frame.stream_id in self._streams:
+            stream.call.ended()
 
     def _push_all(self) -> None:
         for stream_id, stream in list(self._streams.items()):
@@ -196,52 +234,48 @@ class Connection(asyncio.Protocol):
 
     def _push(self, stream_id: int, stream: _Stream) -> None:
         """Send what its client has room for."""
-        try:
-            self._send(stream_id, stream)
-        except StreamClosedError:
-            # Reset by its client, which we are about to see.
-            self._give_up(stream_id)
-        if not self._is_dirty:
-            self._is_dirty = True
-            self._loop.call_soon(self._flush)
-
-    def _send(self, stream_id: int, stream: _Stream) -> None:
-        http2 = self._http2
-        if not stream.has_head and stream.unsent:
+        if stream.unsent and not stream.has_head:
             stream.has_head = True
-            http2.send_headers(stream_id, HEAD)
-        while stream.unsent and not self._is_paused:
-            room = min(http2.local_flow_control_window(stream_id), http2.max_outbound_frame_size)
-            if room <= 0:
+            self._say(frames.headers(stream_id, HEAD, is_last=False))
+        while stream.unsent:
+            size = min(len(stream.unsent), stream.room, self._room, frames.FRAME_BYTES_MAX)
+            if size <= 0:
                 return
             unsent = memoryview(stream.unsent)
-            http2.send_data(stream_id, unsent[:room])
-            stream.unsent = unsent[room:]
+            self._say(frames.made(frames.DATA, 0, stream_id, unsent[:size]))
+            stream.unsent = unsent[size:]
+            stream.room -= size
+            self._room -= size
         if stream.end is not None and not stream.unsent:
-            http2.send_headers(stream_id, stream.end if stream.has_head else [*HEAD, *stream.end], end_stream=True)
+            self._say(frames.headers(stream_id, stream.end if stream.has_head else (*HEAD, *stream.end), is_last=True))
             del self._streams[stream_id]
-            if not stream.call.is_whole:
+            if not stream.is_whole:
                 self._cut_short(stream_id)
             self._leave_if_done()
 
     def _cut_short(self, stream_id: int) -> None:
-        """Its client need not send the rest, if there is any."""
-        with contextlib.suppress(StreamClosedError):
-            self._http2.reset_stream(stream_id)
+        """Its client need not send the rest."""
+        self._say(frames.reset(stream_id, frames.NO_ERROR))
 
     def _give_up(self, stream_id: int) -> None:
         if stream := self._streams.pop(stream_id, None):
             stream.call.leave()
             self._leave_if_done()
 
+    def _say(self, frame: bytes) -> None:
+        """Send a frame with all else that this round sends."""
+        if not self._unsent:
+            self._loop.call_soon(self._flush)
+        self._unsent.append(frame)
+
     def _flush(self) -> None:
-        self._is_dirty = False
-        if data := self._http2.data_to_send():
-            self._transport.write(data)
+        if self._unsent and not self._has_left:
+            self._transport.write(b"".join(self._unsent))
+        self._unsent.clear()
 
     def _leave_if_done(self) -> None:
         if self._is_leaving and not self._streams:
-            self._http2.close_connection()
+            self._say(frames.goaway(self._last_id, frames.NO_ERROR))
             self._flush()
             self._has_left = True
             # Its client closes: were there something of it that we have not read, answers that it has not read would be lost.
