@@ -1,8 +1,9 @@
 """A service that says what it is told, and a client of bare HTTP/2 that may do what no library of gRPC lets it."""
 
 import asyncio
+import functools
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -12,8 +13,9 @@ from h2.events import ConnectionTerminated, DataReceived, Event, ResponseReceive
 from hpack import Encoder
 from hyperframe.frame import Frame, GoAwayFrame, PingFrame
 
-from ranker.fronts.rpc.call import PREFIX, Call
+from ranker.fronts.rpc.call import PREFIX, Ask, Asked
 from ranker.fronts.rpc.frames import LARGEST
+from ranker.fronts.rpc.served import Served
 
 HEADERS = [(":method", "POST"), (":scheme", "http"), (":authority", "here"), ("content-type", "application/grpc"), ("te", "trailers")]
 #: As large as a frame may be where nothing else was said.
@@ -45,10 +47,31 @@ class Echo:
             "Each": grpc.stream_stream_rpc_method_handler(self._each),
         }
 
-    async def _say(self, said: bytes, _: Call) -> bytes:
+    def plain(self) -> dict[str, Ask]:
+        """Some of the same by functions."""
+        return {"SayNow": self._say_now, "SlowNow": self._slow_now, "FailNow": self._fail_now, "RefuseNow": self._refuse_now}
+
+    def _say_now(self, said: bytes, call: Asked) -> Callable[[], None]:
+        call.answer(said)
+        # Refers to the call, as what a ranker returns does.
+        return lambda: self.left.put_nowait(said + repr(call).encode())
+
+    def _slow_now(self, said: bytes, call: Asked) -> Callable[[], None]:
+        self.begun.put_nowait(said)
+        waiting = asyncio.ensure_future(self.go_on.wait())
+        waiting.add_done_callback(lambda _: call.answer(said))
+        return functools.partial(self.left.put_nowait, said)
+
+    def _fail_now(self, said: bytes, _: Asked) -> Callable[[], None]:
+        raise ValueError(said)
+
+    def _refuse_now(self, said: bytes, call: Asked) -> Callable[[], None]:
+        call.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, said.decode(), ((b"after", b"9"),))
+
+    async def _say(self, said: bytes, _: Served) -> bytes:
         return said
 
-    async def _slow(self, said: bytes, _: Call) -> bytes:
+    async def _slow(self, said: bytes, _: Served) -> bytes:
         self.begun.put_nowait(said)
         try:
             await self.go_on.wait()
@@ -57,20 +80,20 @@ class Echo:
             raise
         return said
 
-    async def _large(self, said: bytes, _: Call) -> bytes:
+    async def _large(self, said: bytes, _: Served) -> bytes:
         return said * int(said)
 
-    async def _fail(self, said: bytes, _: Call) -> bytes:
+    async def _fail(self, said: bytes, _: Served) -> bytes:
         raise ValueError(said)
 
-    async def _refuse(self, said: bytes, call: Call) -> bytes:
+    async def _refuse(self, said: bytes, call: Served) -> bytes:
         await call.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, said.decode(), (("after", "9"),))
 
-    async def _twice(self, said: bytes, call: Call) -> None:
+    async def _twice(self, said: bytes, call: Served) -> None:
         await call.write(said)
         await call.write(said)
 
-    async def _each(self, said: AsyncIterator[bytes], _: Call) -> AsyncIterator[bytes]:
+    async def _each(self, said: AsyncIterator[bytes], _: Served) -> AsyncIterator[bytes]:
         async for one in said:
             yield one
 

@@ -2,14 +2,15 @@
 
 An answer says what the response's kept bytes say, so that a request_id gets the same one on every front end. A fault of the store or of
 the model is never an error: the ranker falls back and says so in `degraded`. A call that its client cancels, as it does when its deadline
-is over, cancels the coroutine that answers it, and with it the ranking.
+is over, is not ranked for any more.
 """
 
 import asyncio
 import contextlib
+import functools
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import grpc
 import msgspec
@@ -20,10 +21,10 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from ranker.fronts.auth import ANYBODY, Caller, Tokens
 from ranker.fronts.quick.answers import ranked
 from ranker.fronts.requests import Tell, request_of
-from ranker.fronts.rpc.call import Call
+from ranker.fronts.rpc.call import Asked
 from ranker.fronts.rpc.server import Server
 from ranker.fronts.shapes import Place, Rank, Ranked
-from ranker.rank import Ranker
+from ranker.rank import Answer, Ranker
 from schemas.errors import DecodeError
 from schemas.proto.millstream.v1 import rank_pb2
 from schemas.records import RankRequest
@@ -31,7 +32,7 @@ from schemas.records import RankRequest
 SERVICE = rank_pb2.DESCRIPTOR.services_by_name["Ranking"].full_name
 #: In this trailing metadata a caller that asks too often is told when to come again (milliseconds); a client of
 #: gRPC's own that has a retry policy waits so long.
-PUSHBACK_MS = "grpc-retry-pushback-ms"
+PUSHBACK_MS = b"grpc-retry-pushback-ms"
 #: How often it is looked whether the ranker is ready (seconds): as often as the current generation is.
 LOOK_S = 1.0
 #: Fields of a request whose absence says something.
@@ -57,8 +58,7 @@ class GrpcFront:
         Raises SettingsError for an address that is taken.
         """
         server = Server()
-        # Bytes in, bytes out: what is no message is then ours to refuse.
-        server.add_registered_method_handlers(SERVICE, {"Rank": grpc.unary_unary_rpc_method_handler(self._rank)})
+        server.add_method(SERVICE, "Rank", self._rank)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), server)
@@ -86,30 +86,36 @@ class GrpcFront:
         for name in (health.OVERALL_HEALTH, SERVICE):
             await self._health.set(name, status)
 
-    async def _rank(self, body: bytes, call: Call) -> bytes:
-        """A RankRequest's bytes to a RankResponse's."""
-        caller = await self._caller(call)
+    def _rank(self, body: bytes, call: Asked) -> Callable[[], None]:
+        """Answer a RankRequest's bytes by a RankResponse's."""
+        caller = self._caller(call)
         try:
             request = _request(body, caller.tenant, time.time_ns() // 1_000_000, call.time_remaining(), self._ranker.budgets.total_ms)
         except (MessageError, msgspec.ValidationError, DecodeError) as error:
-            await call.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        answer = await self._ranker.answer(request, call.received_s)
-        if answer.telemetry is not None:
-            self._tell(request, answer.telemetry)
-        return as_message(ranked(answer))
+            call.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        return self._ranker.ask(request, call.received_s, functools.partial(self._answer, call, request))
 
-    async def _caller(self, call: Call) -> Caller:
+    def _answer(self, call: Asked, request: RankRequest, answer: Answer) -> None:
+        try:
+            if answer.telemetry is not None:
+                self._tell(request, answer.telemetry)
+            call.answer(as_message(ranked(answer)))
+        except BaseException:
+            # As over HTTP: others whose answers were kept with this one are told by their timers.
+            call.fail()
+            raise
+
+    def _caller(self, call: Asked) -> Caller:
         """Who asks; somebody who is not known, or asks too often, goes away here."""
         if self._tokens is None:
             return ANYBODY
-        said = dict(call.invocation_metadata())
-        caller = self._tokens.caller(said.get("authorization", ""))
+        caller = self._tokens.caller(call.said(b"authorization").decode("latin-1"))
         if caller is None:
-            await call.abort(grpc.StatusCode.UNAUTHENTICATED, "no token that is known: send metadata `authorization: Bearer TOKEN`")
+            call.abort(grpc.StatusCode.UNAUTHENTICATED, "no token that is known: send metadata `authorization: Bearer TOKEN`")
         wait_s = caller.limit.wait_s(time.monotonic()) if caller.limit else 0.0
         if wait_s:
-            wait_ms = str(math.ceil(wait_s * 1000))
-            await call.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"ask again in {wait_ms} ms", ((PUSHBACK_MS, wait_ms),))
+            wait_ms = b"%d" % math.ceil(wait_s * 1000)
+            call.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"ask again in {wait_ms.decode()} ms", ((PUSHBACK_MS, wait_ms),))
         return caller
 
 

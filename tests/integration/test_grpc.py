@@ -55,6 +55,10 @@ class Gated(Failing):
         return await super().keep_answers(answers, ttl_ms)
 
 
+#: Whose telemetry cannot be sent.
+UNTOLD = "untold"
+
+
 class World(NamedTuple):
     """A front end at a port, its client, and what stands behind it. told: whose telemetry was sent. running: ends it."""
 
@@ -115,7 +119,13 @@ async def store(store_db: str) -> AsyncIterator[OnlineStore]:
 async def world(model: Model, tokens: Tokens | None, store: OnlineStore) -> AsyncIterator[World]:
     """A front end on a free port."""
     ranker, told = await on(store, model), list[RankRequest]()
-    front = GrpcFront(ranker, lambda request, _: told.append(request), tokens)
+
+    def tell(request: RankRequest, _: bytes) -> None:
+        if request.request_id == UNTOLD:
+            raise ValueError(request.request_id)
+        told.append(request)
+
+    front = GrpcFront(ranker, tell, tokens)
     async with AsyncExitStack() as running:
         port = await running.enter_async_context(front.listening("127.0.0.1", 0, PATIENCE_S))
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -259,6 +269,19 @@ async def test_an_earlier_deadline_of_the_call_holds(world: World) -> None:
     await world.rank(PATIENCE_S, deadline_ms=3_600_000)
 
     assert 0 < (world.told[0].deadline_ms or 0) <= PATIENCE_S * 1_010
+
+
+async def test_a_fault_of_ours_ends_its_call(world: World) -> None:
+    """And is told to the loop; the next one is answered."""
+    errors: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, said: errors.append(said))
+    refused = await world.refusal(request_id=UNTOLD)
+    after = await world.rank(request_id="told")
+    while not errors:
+        gc.collect()
+        await asyncio.sleep(0.001)
+
+    assert (refused.code(), after.degraded, [type(said["exception"]) for said in errors]) == (grpc.StatusCode.UNKNOWN, "NONE", [ValueError])
 
 
 async def test_health_is_told_by_service(world: World) -> None:
@@ -405,7 +428,7 @@ class TestTokens:
         for number in range(2):
             await world.rank(token=TOKEN, request_id=f"r{number}")
         refused = await world.refusal(token=TOKEN)
-        wait_ms = int(dict(refused.trailing_metadata())[PUSHBACK_MS])
+        wait_ms = int(dict(refused.trailing_metadata())[PUSHBACK_MS.decode()])
 
         assert (refused.code(), 0 < wait_ms <= 500) == (grpc.StatusCode.RESOURCE_EXHAUSTED, True)
         assert {request.tenant for request in world.told} == {"acme"}

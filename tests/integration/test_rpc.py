@@ -68,6 +68,8 @@ async def world(grace_s: float) -> AsyncIterator[World]:
     """A server on a free port, its clients gone before it ends."""
     server, echo = Server(), Echo()
     server.add_registered_method_handlers("test.Echo", echo.methods())
+    for name, ask in echo.plain().items():
+        server.add_method("test.Echo", name, ask)
     async with contextlib.AsyncExitStack() as running:
         port = await running.enter_async_context(server.listening("127.0.0.1", 0, grace_s))
         with contextlib.ExitStack() as clients:
@@ -150,15 +152,16 @@ async def test_who_does_not_read_holds_up_nobody(world: World) -> None:
     assert (found, {len(data) for data, _ in heard}) == ([(message(b"x"), OK)] * 99, {len(message(b"30000" * 30_000))})
 
 
-async def test_a_call_leaves_nothing_to_look_for(world: World) -> None:
+@pytest.mark.parametrize("method", ["Say", "SayNow", "RefuseNow"])
+async def test_a_call_leaves_nothing_to_look_for(world: World, method: str) -> None:
     """The garbage collector is off where it is served."""
     client = await world.bare()
-    await client.say("Say", message(b"x"))
+    await client.say(method, message(b"x"))
     gc.collect()
     gc.disable()
     try:
         for _ in range(20):
-            await client.say("Say", message(b"x"))
+            await client.say(method, message(b"x"))
         found = gc.collect()
     finally:
         gc.enable()
@@ -191,11 +194,12 @@ async def test_bytes_may_come_as_they_please(world: World, size: int) -> None:
         ([message(b"x"), message(b"y")], INVALID),
     ],
 )
-async def test_what_is_not_one_message_is_refused(world: World, data: list[bytes], status: bytes) -> None:
+@pytest.mark.parametrize("method", ["Say", "SayNow"])
+async def test_what_is_not_one_message_is_refused(world: World, data: list[bytes], status: bytes, method: str) -> None:
     """And the connection goes on, for those that were begun before as well."""
     client = await world.bare()
     before = client.ask("Slow", message(b"before"))
-    stream_id = client.ask("Say", *data)
+    stream_id = client.ask(method, *data)
     await client.flush()
     _, ends = await client.answer(stream_id)
     world.echo.go_on.set()
@@ -240,11 +244,12 @@ async def test_what_is_no_call_of_ours_is_refused(world: World, wrong: tuple[str
     assert (found, await client.say("Say", message(b"x"))) == ((b"", status), (message(b"x"), OK))
 
 
-async def test_what_a_servicer_ends_a_call_with_arrives(world: World) -> None:
+@pytest.mark.parametrize("method", ["Refuse", "RefuseNow"])
+async def test_what_a_servicer_ends_a_call_with_arrives(world: World, method: str) -> None:
     """Letters of all kinds, and what goes with them."""
     async with grpc.aio.insecure_channel(f"127.0.0.1:{world.port}") as channel:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await channel.unary_unary("/test.Echo/Refuse")("50 % zu spät\n".encode())
+            await channel.unary_unary(f"/test.Echo/{method}")("50 % zu spät\n".encode())
         found = refused.value
 
     assert (found.code(), found.details(), dict(found.trailing_metadata())) == (
@@ -254,12 +259,13 @@ async def test_what_a_servicer_ends_a_call_with_arrives(world: World) -> None:
     )
 
 
-async def test_a_servicer_that_fails_ends_its_call_alone(world: World) -> None:
+@pytest.mark.parametrize("method", ["Fail", "FailNow"])
+async def test_a_servicer_that_fails_ends_its_call_alone(world: World, method: str) -> None:
     """Its error goes where a task's goes that nobody awaits."""
     errors: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, said: errors.append(said["exception"]))
     client = await world.bare()
-    found, after = await client.say("Fail", message(b"x")), await client.say("Say", message(b"x"))
+    found, after = await client.say(method, message(b"x")), await client.say("Say", message(b"x"))
     while not errors:
         gc.collect()
         await asyncio.sleep(0)
@@ -267,21 +273,47 @@ async def test_a_servicer_that_fails_ends_its_call_alone(world: World) -> None:
     assert (found, after, [type(error) for error in errors]) == ((b"", UNKNOWN), (message(b"x"), OK), [ValueError])
 
 
-async def test_who_gives_up_is_let_go(world: World) -> None:
+@pytest.mark.parametrize("method", ["Slow", "SlowNow"])
+async def test_who_gives_up_is_let_go(world: World, method: str) -> None:
     """By a reset, or by leaving altogether."""
     client, other = await world.bare(), await world.bare()
-    asked = client.ask("Slow", message(b"reset"))
+    asked = client.ask(method, message(b"reset"))
     await client.flush()
     await world.echo.begun.get()
     client.http2.reset_stream(asked, ErrorCodes.CANCEL)
     await client.flush()
     reset = await world.echo.left.get()
-    other.ask("Slow", message(b"gone"))
+    other.ask(method, message(b"gone"))
     await other.flush()
     await world.echo.begun.get()
     other.close()
 
     assert (reset, await world.echo.left.get(), await client.say("Say", message(b"x"))) == (b"reset", b"gone", (message(b"x"), OK))
+
+
+async def test_who_gives_up_at_once_is_not_begun_for(world: World) -> None:
+    """Nobody waits when it would be."""
+    client = await world.raw()
+    await client.say(frame(1, 4, 1, client.head("SlowNow")) + frame(0, 1, 1, message(b"x")) + frame(3, 0, 1, b"\0\0\0\x08"))
+    await client.say(PING)
+    await client.answers()
+
+    assert world.echo.begun.empty()
+
+
+async def test_who_was_answered_is_not_let_go(world: World) -> None:
+    """It has left by itself."""
+    client = await world.bare()
+    asked = client.ask("SlowNow", message(b"x"))
+    await client.flush()
+    await world.echo.begun.get()
+    world.echo.go_on.set()
+    await client.answer(asked)
+    said = await client.say("SayNow", message(b"y"))
+    client.close()
+    await (await world.bare()).say("Say", message(b"z"))
+
+    assert (said, world.echo.left.empty()) == ((message(b"y"), OK), True)
 
 
 async def test_how_many_calls_are_taken_at_once_is_announced(world: World) -> None:

@@ -1,22 +1,20 @@
-"""A gRPC call: what its client said, and what it is told. To its servicer it is what grpc.aio's context is, as far as ours use that.
-
-What stands on the wire is defined by gRPC's PROTOCOL-HTTP2.md.
-"""
+"""A gRPC call: what its client said, and what it is told. What stands on the wire is defined by gRPC's PROTOCOL-HTTP2.md."""
 
 import asyncio
 import re
 import struct
 import time
-from collections.abc import AsyncIterator, Sequence
-from typing import Any, NoReturn, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import NoReturn, Protocol
 from urllib.parse import quote
 
 import grpc
-from google.protobuf.message import DecodeError as MessageError
 
 from ranker.fronts.requests import BODY_BYTES_MAX
 from ranker.fronts.rpc.frames import Headers
 from ranker.fronts.rpc.heads import Said
+from ranker.reads.answers import nothing
 
 #: Before each message: whether it is compressed, and how many bytes it has.
 PREFIX = struct.Struct(">?I")
@@ -38,39 +36,32 @@ class Wire(Protocol):
         """End it, behind all of it."""
 
 
-class Handler(Protocol):
-    """What is used of grpc.RpcMethodHandler, which has no types. The one that answers is a coroutine, of streams both ways a generator."""
-
-    request_streaming: bool
-    response_streaming: bool
-    request_deserializer: Any
-    response_serializer: Any
-    unary_unary: Any
-    unary_stream: Any
-    stream_stream: Any
+class EndedError(Exception):
+    """The call was ended, and its client was told."""
 
 
-class _Ended(Exception):  # noqa: N818  # it is an answer, not a failure of ours
-    """The servicer ended the call."""
-
-
-class Call:
+class Call(ABC):
     """A call under way. received_s: time.perf_counter() when its head was there."""
 
-    def __init__(self, wire: Wire, stream_id: int, handler: Handler, said: Said) -> None:
-        """Its handler runs once `ended`, or at once where requests are a stream. said: its headers."""
+    def __init__(self, wire: Wire, stream_id: int, said: Said) -> None:
+        """said: its headers."""
         self._wire = wire
         self._stream_id = stream_id
-        self._handler = handler
         self._said = said
         self.received_s = time.perf_counter()
         self._unread = b""
-        self._messages = asyncio.Queue[bytes | None]()
-        self._code, self._details = grpc.StatusCode.UNKNOWN, "it failed"
-        self._trailing: Sequence[tuple[str, str]] = ()
-        self._task: asyncio.Task[None] | None = None
-        if handler.request_streaming:
-            self._begin()
+
+    @abstractmethod
+    def ended(self) -> None:
+        """Its client has said all."""
+
+    @abstractmethod
+    def leave(self) -> None:
+        """Its client is gone: nobody is answered."""
+
+    @abstractmethod
+    def _take(self, message: bytes) -> None:
+        """One of its client's messages."""
 
     def received(self, data: bytes) -> None:
         """More of its client's messages."""
@@ -86,91 +77,82 @@ class Call:
             end = PREFIX.size + size
             if len(unread) < end:
                 break
-            self._messages.put_nowait(unread[PREFIX.size : end])
+            self._take(unread[PREFIX.size : end])
             unread = unread[end:]
         self._unread = unread
 
-    def ended(self) -> None:
-        """Its client has said all."""
-        self._messages.put_nowait(None)
-        if self._task is None:
-            self._begin()
-
-    def leave(self) -> None:
-        """Its client is gone: nobody is answered."""
-        if self._task is not None:
-            self._task.cancel()
-
     def refuse(self, code: grpc.StatusCode, details: str, trailing: Headers = ()) -> None:
-        """End it before it is answered."""
+        """End it without an answer."""
         self.leave()
         self._wire.end(self._stream_id, (*status(code, details), *trailing))
 
-    async def write(self, response: Any) -> None:  # noqa: ANN401  # protobuf's, or bytes
-        """Send a message."""
-        encode = self._handler.response_serializer
-        data = encode(response) if encode else response
-        self._wire.send(self._stream_id, PREFIX.pack(False, len(data)) + data)
-
-    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Sequence[tuple[str, str]] = ()) -> NoReturn:
-        """End the call with an error."""
-        self._code, self._details, self._trailing = code, details, trailing_metadata
-        raise _Ended
-
-    def set_code(self, code: grpc.StatusCode) -> None:
-        """What it will end with, if it is not answered."""
-        self._code = code
-
-    def set_details(self, details: str) -> None:
-        """As set_code."""
-        self._details = details
-
-    def invocation_metadata(self) -> Sequence[tuple[str, str]]:
-        """What the caller said beside the message, names in lower case."""
-        return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self._said.items()]
+    def said(self, name: bytes) -> bytes:
+        """A header, by its name in lower case; empty where there is none."""
+        return self._said.get(name, b"")
 
     def time_remaining(self) -> float | None:
         """Seconds until the caller gives up; None where it waits for ever, or says what is no time."""
-        found = _TIMEOUT.fullmatch(self._said.get(b"grpc-timeout", b""))
+        found = _TIMEOUT.fullmatch(self.said(b"grpc-timeout"))
         return int(found[1]) * _UNITS_S[found[2]] - (time.perf_counter() - self.received_s) if found else None
 
-    def _begin(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._answer())
 
-    async def _answer(self) -> None:
-        said = DONE
-        try:
-            await self._served()
-        except (_Ended, NotImplementedError):
-            said = (*status(self._code, self._details), *((name.encode(), value.encode()) for name, value in self._trailing))
-        except BaseException:
-            said = status(self._code, self._details)
-            raise
-        finally:
-            self._wire.end(self._stream_id, said)
+class Asked(Call):
+    """A call of one message that is answered by one, then or later, without a task: what it takes is a third of what such a call costs."""
 
-    async def _served(self) -> None:
-        handler = self._handler
-        if handler.request_streaming:
-            async for response in handler.stream_stream(self._requests(), self):
-                await self.write(response)
-            return
-        requests = [request async for request in self._requests()]
-        if len(requests) != 1:
-            await self.abort(grpc.StatusCode.INVALID_ARGUMENT, f"there are {len(requests)} messages: this method takes one")
-        if handler.response_streaming:
-            await handler.unary_stream(requests[0], self)
+    def __init__(self, ask: "Ask", wire: Wire, stream_id: int, said: Said) -> None:
+        """ask: runs in the round after its client has said all."""
+        super().__init__(wire, stream_id, said)
+        self._ask = ask
+        self._messages: list[bytes] = []
+        self._leave: Callable[[], None] = nothing
+        self._is_over = False
+
+    def ended(self) -> None:
+        """As Call.ended."""
+        if len(self._messages) != 1:
+            self.refuse(grpc.StatusCode.INVALID_ARGUMENT, f"there are {len(self._messages)} messages: this method takes one")
         else:
-            await self.write(await handler.unary_unary(requests[0], self))
+            # Not here, where all that came is read: a fault of ours would end the connection.
+            self._leave = asyncio.get_running_loop().call_soon(self._begin).cancel
 
-    async def _requests(self) -> AsyncIterator[Any]:
-        decode = self._handler.request_deserializer
-        while (message := await self._messages.get()) is not None:
-            try:
-                request = decode(message) if decode else message
-            except MessageError as error:
-                await self.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-            yield request
+    def leave(self) -> None:
+        """As Call.leave."""
+        # What leaves knows who waits, which is the call itself: a cycle.
+        self._is_over, leave, self._leave = True, self._leave, nothing
+        leave()
+
+    def answer(self, message: bytes) -> None:
+        """Its answer, if somebody waits for it."""
+        self._is_over, self._leave = True, nothing
+        self._wire.send(self._stream_id, PREFIX.pack(False, len(message)) + message)
+        self._wire.end(self._stream_id, DONE)
+
+    def abort(self, code: grpc.StatusCode, details: str, trailing: Headers = ()) -> NoReturn:
+        """As refuse, for who is within `ask`. Raises EndedError."""
+        self.refuse(code, details, trailing)
+        raise EndedError
+
+    def fail(self) -> None:
+        """End it for a fault of ours."""
+        self.refuse(grpc.StatusCode.UNKNOWN, "it failed")
+
+    def _take(self, message: bytes) -> None:
+        self._messages.append(message)
+
+    def _begin(self) -> None:
+        try:
+            leave = self._ask(self._messages[0], self)
+        except EndedError:
+            return
+        except BaseException:
+            self.fail()
+            raise
+        if not self._is_over:
+            self._leave = leave
+
+
+#: Answers a message by its call. Returns what to call where it is not waited for any more.
+Ask = Callable[[bytes, Asked], Callable[[], None]]
 
 
 def status(code: grpc.StatusCode, details: str) -> Headers:

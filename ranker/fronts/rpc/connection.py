@@ -2,13 +2,13 @@
 
 import asyncio
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import grpc
 
 from ranker.fronts.rpc import frames
-from ranker.fronts.rpc.call import Call, Handler, status
+from ranker.fronts.rpc.call import Call, Wire, status
 from ranker.fronts.rpc.frames import Frame, Frames, Headers
 from ranker.fronts.rpc.heads import Heads, Said
 from schemas.errors import Http2Error
@@ -21,6 +21,9 @@ CALLS_COUNT_MAX = 1_000
 ROOM_BYTES = 1 << 20
 #: Asks whether the client has read what was sent before (eight bytes).
 READ = b"goodbye!"
+
+#: Begins a call, on its stream, by its headers.
+Begin = Callable[[Wire, int, Said], Call]
 
 
 @dataclass(slots=True)
@@ -42,7 +45,7 @@ class _Stream:
 class Connection(asyncio.Protocol):
     """One connection. methods: by path. connections: those that are open, this one among them."""
 
-    def __init__(self, methods: Mapping[bytes, Handler], connections: set["Connection"]) -> None:
+    def __init__(self, methods: Mapping[bytes, Begin], connections: set["Connection"]) -> None:
         """Until `connection_made`, it is none."""
         self._methods = methods
         self._connections = connections
@@ -191,16 +194,16 @@ class Connection(asyncio.Protocol):
 
     def _accept(self, stream_id: int, said: Said, *, is_whole: bool) -> None:
         path = said.get(b":path", b"")
-        handler = self._methods.get(path)
+        begin = self._methods.get(path)
         if len(self._streams) >= CALLS_COUNT_MAX:
             self._say(frames.reset(stream_id, frames.REFUSED_STREAM))
         elif said.get(b":method") != b"POST" or not said.get(b"content-type", b"").startswith(b"application/grpc"):
             self._refuse(stream_id, ((b":status", b"415"),), is_whole=is_whole)
-        elif handler is None:
+        elif begin is None:
             details = f"there is no method {path.decode('latin-1')}: reflection says which there are"
             self._refuse(stream_id, (*HEAD, *status(grpc.StatusCode.UNIMPLEMENTED, details)), is_whole=is_whole)
         else:
-            call = Call(self, stream_id, handler, said)
+            call = begin(self, stream_id, said)
             self._streams[stream_id] = _Stream(call, self._room_first, is_whole)
             if is_whole:
                 call.ended()

@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Mapping
 
-from ranker.fronts.rpc.call import Handler
-from ranker.fronts.rpc.connection import Connection
+from ranker.fronts.rpc.call import Ask, Asked
+from ranker.fronts.rpc.connection import Begin, Connection
+from ranker.fronts.rpc.served import Handler, Served
 from schemas.errors import SettingsError
 
 #: Connections that the kernel keeps until they are accepted: callers may all come at once, after another process has ended.
@@ -17,15 +19,19 @@ class Server:
 
     def __init__(self) -> None:
         """No method is there."""
-        self._methods: dict[bytes, Handler] = {}
+        self._methods: dict[bytes, Begin] = {}
         self._connections: set[Connection] = set()
 
     def add_generic_rpc_handlers(self, handlers: object) -> None:
         """Nothing: generated code names the same methods one by one as well."""
 
     def add_registered_method_handlers(self, service: str, methods: Mapping[str, Handler]) -> None:
-        """Answer methods of a service."""
-        self._methods |= {f"/{service}/{name}".encode(): handler for name, handler in methods.items()}
+        """Answer methods of a service by coroutines."""
+        self._methods |= {f"/{service}/{name}".encode(): functools.partial(Served, handler) for name, handler in methods.items()}
+
+    def add_method(self, service: str, name: str, ask: Ask) -> None:
+        """Answer a method by a plain function."""
+        self._methods[f"/{service}/{name}".encode()] = functools.partial(Asked, ask)
 
     @contextlib.asynccontextmanager
     async def listening(self, host: str, port: int, grace_s: float, *, shares_port: bool = False) -> AsyncIterator[int]:
