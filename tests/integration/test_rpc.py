@@ -514,6 +514,18 @@ async def test_headers_say_what_they_refer_to_now(world: World) -> None:
     assert (said, dict(other)[b"grpc-status"]) == ([message(b"0"), message(b"1"), message(b"2")], UNIMPLEMENTED)
 
 
+async def test_a_client_may_want_a_small_table(world: World) -> None:
+    """It is told of none that it would have to keep, before it hears any headers."""
+    client, heard = await world.raw(), Decoder()
+    heard.max_allowed_table_size = 0
+    await client.say(
+        frame(4, 0, 0, b"\0\1\0\0\0\0") + frame(1, 5, 1, client.head()) + frame(1, 4, 3, client.head()) + frame(0, 1, 3, message(b"x"))
+    )
+    found = [dict(heard.decode((await client.until(HeadersFrame, stream_id)).data, raw=True)) for stream_id in (1, 3, 3)]
+
+    assert [said.get(b"grpc-status") for said in found] == [INVALID, None, OK]
+
+
 async def test_a_ping_comes_back(world: World) -> None:
     """With its bytes."""
     client = await world.raw()

@@ -27,6 +27,8 @@ FRAME_BYTES_MAX = 16_384
 WINDOW_BYTES, LARGEST = 65_535, 2**31 - 1
 #: Frames of these kinds have so many bytes, no more and no less.
 SIZES = {PRIORITY: 5, RST_STREAM: 4, PING: 8, WINDOW_UPDATE: 4}
+#: Before headers: the table that others may refer to is empty (RFC 7541, 6.3). Who wants a smaller one than there is at first must be told.
+NO_TABLE = b"\x20"
 #: Least, most, and which error another value is (6.5.2).
 _ALLOWED = {
     ENABLE_PUSH: (0, 1, PROTOCOL_ERROR),
@@ -143,4 +145,4 @@ def goaway(stream_id: int, code: int) -> bytes:
 @functools.lru_cache(maxsize=64)
 def _block(said: Headers) -> bytes:
     """Headers for any connection, whatever was said on it before: none of them enters a table that both sides would have to keep."""
-    return _ENCODER.encode([NeverIndexedHeaderTuple(name, value) for name, value in said])
+    return NO_TABLE + _ENCODER.encode([NeverIndexedHeaderTuple(name, value) for name, value in said])
