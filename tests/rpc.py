@@ -59,8 +59,12 @@ class Echo:
     def _slow_now(self, said: bytes, call: Asked) -> Callable[[], None]:
         self.begun.put_nowait(said)
         waiting = asyncio.ensure_future(self.go_on.wait())
-        waiting.add_done_callback(lambda _: call.answer(said))
-        return functools.partial(self.left.put_nowait, said)
+        waiting.add_done_callback(lambda ended: None if ended.cancelled() else call.answer(said))
+        return functools.partial(self._let_go, said, waiting)
+
+    def _let_go(self, said: bytes, waiting: asyncio.Future[Any]) -> None:
+        waiting.cancel()
+        self.left.put_nowait(said)
 
     def _fail_now(self, said: bytes, _: Asked) -> Callable[[], None]:
         raise ValueError(said)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import random
+import socket
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
 
@@ -14,14 +15,15 @@ from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.events import ConnectionTerminated, DataReceived, RemoteSettingsChanged, StreamReset
 from h2.settings import SettingCodes
-from hpack import Decoder
+from hpack import Decoder, Encoder
 from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame, PingFrame, RstStreamFrame, SettingsFrame, WindowUpdateFrame
 
 from ranker.fronts.requests import BODY_BYTES_MAX
-from ranker.fronts.rpc.call import DETAILS_COUNT_MAX, PREFIX
-from ranker.fronts.rpc.connection import CALLS_COUNT_MAX, ROOM_BYTES
+from ranker.fronts.rpc.call import DETAILS_COUNT_MAX, PREFIX, Call
+from ranker.fronts.rpc.connection import CALLS_COUNT_MAX, ROOM_BYTES, Connection
 from ranker.fronts.rpc.frames import LARGEST
-from ranker.fronts.rpc.heads import HEADERS_BYTES_MAX
+from ranker.fronts.rpc.heads import HEADERS_BYTES_MAX, PARTS_COUNT_MAX
+from ranker.fronts.rpc.served import MESSAGES_COUNT_MAX
 from ranker.fronts.rpc.server import Server
 from tests.rpc import HEADERS, Bare, Echo, Raw, frame, message
 
@@ -152,9 +154,10 @@ async def test_who_does_not_read_holds_up_nobody(world: World) -> None:
     assert (found, {len(data) for data, _ in heard}) == ([(message(b"x"), OK)] * 99, {len(message(b"30000" * 30_000))})
 
 
-@pytest.mark.parametrize("method", ["Say", "SayNow", "RefuseNow"])
+@pytest.mark.parametrize("method", ["Say", "SayNow", "Refuse", "RefuseNow", "Fail"])
 async def test_a_call_leaves_nothing_to_look_for(world: World, method: str) -> None:
-    """The garbage collector is off where it is served."""
+    """The garbage collector seldom runs where it is served."""
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)
     client = await world.bare()
     await client.say(method, message(b"x"))
     gc.collect()
@@ -167,6 +170,25 @@ async def test_a_call_leaves_nothing_to_look_for(world: World, method: str) -> N
         gc.enable()
 
     assert found == 0
+
+
+@pytest.mark.parametrize("method", ["Slow", "SlowNow", "Each"])
+async def test_nor_does_one_that_is_given_up(world: World, method: str) -> None:
+    """Whether it was begun or not."""
+    client = await world.raw()
+    call = frame(1, 4, 1, client.head(method)) + frame(0, int(method != "Each"), 1, message(b"x"))
+    await client.say(call + PING)
+    await client.answers()
+    gc.collect()
+    gc.disable()
+    try:
+        await client.say(frame(3, 0, 1, b"\0\0\0\x08") + PING)
+        await client.answers()
+        found = [one for one in gc.get_objects() if isinstance(one, Call)]
+    finally:
+        gc.enable()
+
+    assert found == []
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 100])
@@ -206,6 +228,64 @@ async def test_what_is_not_one_message_is_refused(world: World, data: list[bytes
     (first, _), after = await client.answer(before), await client.say("Say", message(b"after"))
 
     assert (ends[b"grpc-status"], first, after) == (status, message(b"before"), (message(b"after"), OK))
+
+
+@pytest.mark.parametrize(("method", "count", "status"), [("SayNow", 2, INVALID), ("Say", MESSAGES_COUNT_MAX + 1, TOO_LARGE)])
+async def test_messages_without_end_are_refused(world: World, method: str, count: int, status: bytes) -> None:
+    """Before they are a burden; those of a stream are answered meanwhile."""
+    client = await world.bare()
+    found = await client.say(method, *[message(b"x")] * count, is_whole=False)
+    each = [await client.say("Each", *[message(b"x")] * MESSAGES_COUNT_MAX) for _ in range(2)]
+
+    assert (found, each) == ((b"", status), [(message(b"x") * MESSAGES_COUNT_MAX, OK)] * 2)
+
+
+async def test_an_answer_that_is_never_taken_is_cut_off(world: World) -> None:
+    """Its client says what is to be answered, and has no room for that; others are answered."""
+    client = await world.bare(INITIAL_WINDOW_SIZE=0)
+    asked = client.ask("Each", is_whole=False)
+    resets: list[StreamReset] = []
+    for _ in range(200):
+        if resets := [event for event in client.heard.get(asked, []) if isinstance(event, StreamReset)]:
+            break
+        client.http2.send_data(asked, message(b"x" * 16_000))
+        await client.flush()
+        await client.hear()
+    other = await world.bare()
+
+    assert ([event.error_code for event in resets], await other.say("Say", message(b"x"))) == (
+        [ErrorCodes.ENHANCE_YOUR_CALM],
+        (message(b"x"), OK),
+    )
+
+
+async def test_the_first_end_of_a_call_holds(world: World) -> None:
+    """Its task is cancelled for it, and has another one."""
+    client = await world.raw()
+    await client.say(frame(4, 0, 0, b"\0\4\0\0\0\0") + frame(1, 4, 1, client.head("Each")) + frame(0, 0, 1, message(b"x")) + PING)
+    await client.answers()
+    await client.say(frame(0, 1, 1, PREFIX.pack(False, BODY_BYTES_MAX + 1)) + PING)
+    await client.answers()
+    await client.say(frame(8, 0, 1, b"\0\0\1\0"))
+    said = Decoder().decode((await client.until(HeadersFrame, 1)).data, raw=True)
+
+    assert dict(said)[b"grpc-status"] == TOO_LARGE
+
+
+async def test_who_does_not_read_is_not_heard(world: World) -> None:
+    """What would have to be said to it does not pile up here."""
+    ours, theirs = socket.socketpair()
+    transport, _ = await asyncio.get_running_loop().connect_accepted_socket(lambda: Connection({}, set()), ours)
+    world.clients.callback(transport.abort)
+    world.clients.callback(theirs.close)
+    theirs.setblocking(False)  # socket takes no name
+    said = memoryview(BEGIN + PING * 500_000)
+    for _ in range(400):
+        with contextlib.suppress(BlockingIOError):
+            said = said[theirs.send(said) :]
+        await asyncio.sleep(0.001)
+
+    assert (transport.get_write_buffer_size() < 1 << 20, len(said) > 1 << 20) == (True, True)
 
 
 async def test_a_client_that_compresses_is_told_what_is_taken(world: World) -> None:
@@ -262,15 +342,12 @@ async def test_what_a_servicer_ends_a_call_with_arrives(world: World, method: st
 @pytest.mark.parametrize("method", ["Fail", "FailNow"])
 async def test_a_servicer_that_fails_ends_its_call_alone(world: World, method: str) -> None:
     """Its error goes where a task's goes that nobody awaits."""
-    errors: list[Any] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, said: errors.append(said["exception"]))
+    errors = asyncio.Queue[BaseException]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, said: errors.put_nowait(said["exception"]))
     client = await world.bare()
-    found, after = await client.say(method, message(b"x")), await client.say("Say", message(b"x"))
-    while not errors:
-        gc.collect()
-        await asyncio.sleep(0)
+    found, after, error = await client.say(method, message(b"x")), await client.say("Say", message(b"x")), await errors.get()
 
-    assert (found, after, [type(error) for error in errors]) == ((b"", UNKNOWN), (message(b"x"), OK), [ValueError])
+    assert (found, after, [type(error)]) == ((b"", UNKNOWN), (message(b"x"), OK), [ValueError])
 
 
 @pytest.mark.parametrize("method", ["Slow", "SlowNow"])
@@ -322,7 +399,8 @@ async def test_how_many_calls_are_taken_at_once_is_announced(world: World) -> No
     while not any(isinstance(event, RemoteSettingsChanged) for event in client.told):
         await client.hear()
 
-    assert client.http2.remote_settings.max_concurrent_streams == CALLS_COUNT_MAX
+    settings = client.http2.remote_settings
+    assert (settings.max_concurrent_streams, settings.max_header_list_size) == (CALLS_COUNT_MAX, HEADERS_BYTES_MAX)
 
 
 async def test_a_client_that_says_goodbye_is_answered_first(world: World) -> None:
@@ -414,6 +492,8 @@ PROTOCOL, FLOW_CONTROL, CLOSED, SIZE, COMPRESSION, CALM = 0x1, 0x3, 0x5, 0x6, 0x
         (frame(9, 4, 1, HEAD), PROTOCOL),
         (frame(1, 4, 1, HEAD) + frame(9, 4, 1, b""), PROTOCOL),
         (frame(1, 0, 1, HEAD) + frame(9, 0, 1, b"\x83" * 16_384) * (HEADERS_BYTES_MAX // 16_384), CALM),
+        (frame(1, 0, 1, HEAD) + frame(9, 0, 1) * PARTS_COUNT_MAX, CALM),
+        (frame(1, 4, 1, Encoder().encode([("a", "b" * 200)] * 400)), CALM),
         (frame(1, 12, 1, b"\xff" + HEAD), PROTOCOL),
         (frame(1, 12, 1, b""), PROTOCOL),
         (frame(1, 0x24, 1, b"1234"), PROTOCOL),
@@ -439,6 +519,7 @@ PROTOCOL, FLOW_CONTROL, CLOSED, SIZE, COMPRESSION, CALM = 0x1, 0x3, 0x5, 0x6, 0x
         (frame(8, 0, 1, b"\0\0\0\1"), PROTOCOL),
         (frame(8, 0, 0, b"\x7f\xff\xff\xff"), FLOW_CONTROL),
         (frame(1, 4, 1, HEAD) + frame(8, 0, 1, b"\x7f\xff\xff\xff"), FLOW_CONTROL),
+        (frame(1, 4, 1, HEAD) + frame(8, 0, 1, b"\x7f\xff\0\0") + frame(4, 0, 0, b"\0\4\0\1\0\0"), FLOW_CONTROL),
         (frame(0, 0, 1, b"", size=16_385), SIZE),
         (frame(0x20, 0, 0, b"", size=16_385), SIZE),
     ],
@@ -558,8 +639,8 @@ async def test_who_is_refused_within_a_call_is_not_served(world: World) -> None:
 
 
 async def test_a_long_sentence_is_told_in_part(world: World) -> None:
-    """It has room in one frame, whatever its letters are."""
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{world.port}", [("grpc.max_metadata_size", 65_536)]) as channel:
+    """As much as gRPC's clients take, whatever its letters are."""
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{world.port}") as channel:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await channel.unary_unary("/test.Echo/Refuse")(("\N{OGHAM SPACE MARK}" * 20_000).encode())
 

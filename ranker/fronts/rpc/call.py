@@ -21,8 +21,8 @@ PREFIX = struct.Struct(">?I")
 DONE: Headers = ((b"grpc-status", b"0"),)
 #: What the server takes; a client whose message is compressed is told so.
 ACCEPTED = (b"grpc-accept-encoding", b"identity")
-#: Characters of an error's sentence that its client is told: they may become twelve times as many bytes, and fit into a frame.
-DETAILS_COUNT_MAX = 1_000
+#: Characters of an error's sentence that its client is told: they may become twelve times as many bytes, and gRPC's clients take 8 KiB.
+DETAILS_COUNT_MAX = 500
 _TIMEOUT, _UNITS_S = re.compile(rb"([0-9]{1,8})([HMSmun])"), {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 
 
@@ -50,6 +50,7 @@ class Call(ABC):
         self._said = said
         self.received_s = time.perf_counter()
         self._unread = b""
+        self._is_refused = False
 
     @abstractmethod
     def ended(self) -> None:
@@ -66,23 +67,23 @@ class Call(ABC):
     def received(self, data: bytes) -> None:
         """More of its client's messages."""
         unread = self._unread + data
-        while len(unread) >= PREFIX.size:
+        while len(unread) >= PREFIX.size and not self._is_refused:
             is_compressed, size = PREFIX.unpack_from(unread)
+            end = PREFIX.size + size
             if is_compressed:
                 self.refuse(grpc.StatusCode.UNIMPLEMENTED, "messages are not decompressed: send them as they are", (ACCEPTED,))
-                return
-            if size > BODY_BYTES_MAX:
+            elif size > BODY_BYTES_MAX:
                 self.refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, f"the message has {size} bytes, more than {BODY_BYTES_MAX}")
-                return
-            end = PREFIX.size + size
-            if len(unread) < end:
+            elif len(unread) < end:
                 break
-            self._take(unread[PREFIX.size : end])
-            unread = unread[end:]
+            else:
+                self._take(unread[PREFIX.size : end])
+                unread = unread[end:]
         self._unread = unread
 
     def refuse(self, code: grpc.StatusCode, details: str, trailing: Headers = ()) -> None:
         """End it without an answer."""
+        self._is_refused = True
         self.leave()
         self._wire.end(self._stream_id, (*status(code, details), *trailing))
 
@@ -103,17 +104,17 @@ class Asked(Call):
         """ask: runs in the round after its client has said all."""
         super().__init__(wire, stream_id, said)
         self._ask = ask
-        self._messages: list[bytes] = []
+        self._message: bytes | None = None
         self._leave: Callable[[], None] = nothing
         self._is_over = False
 
     def ended(self) -> None:
         """As Call.ended."""
-        if len(self._messages) != 1:
-            self.refuse(grpc.StatusCode.INVALID_ARGUMENT, f"there are {len(self._messages)} messages: this method takes one")
+        if self._message is None:
+            self.refuse(grpc.StatusCode.INVALID_ARGUMENT, "there is no message: this method takes one")
         else:
             # Not here, where all that came is read: a fault of ours would end the connection.
-            self._leave = asyncio.get_running_loop().call_soon(self._begin).cancel
+            self._leave = asyncio.get_running_loop().call_soon(self._begin, self._message).cancel
 
     def leave(self) -> None:
         """As Call.leave."""
@@ -137,11 +138,13 @@ class Asked(Call):
         self.refuse(grpc.StatusCode.UNKNOWN, "it failed")
 
     def _take(self, message: bytes) -> None:
-        self._messages.append(message)
+        if self._message is not None:
+            self.refuse(grpc.StatusCode.INVALID_ARGUMENT, "there is another message: this method takes one")
+        self._message = message
 
-    def _begin(self) -> None:
+    def _begin(self, message: bytes) -> None:
         try:
-            leave = self._ask(self._messages[0], self)
+            leave = self._ask(message, self)
         except EndedError:
             return
         except BaseException:

@@ -3,43 +3,27 @@
 import asyncio
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import grpc
 
 from ranker.fronts.rpc import frames
 from ranker.fronts.rpc.call import Call, Wire, status
 from ranker.fronts.rpc.frames import Frame, Frames, Headers
-from ranker.fronts.rpc.heads import Heads, Said
+from ranker.fronts.rpc.heads import HEADERS_BYTES_MAX, Heads, Said
+from ranker.fronts.rpc.stream import HEAD, Stream, enlarged
 from schemas.errors import Http2Error
 
-#: Before an answer, or in one with how it ends where there is nothing else.
-HEAD: Headers = ((b":status", b"200"), (b"content-type", b"application/grpc"))
 #: Calls under way on one connection. More wait at their client, where nobody sees them: the ranker's queue turns away before that.
 CALLS_COUNT_MAX = 1_000
 #: What a connection's calls may say ahead of our reading it, together (bytes): some 250 requests of 200 candidates.
 ROOM_BYTES = 1 << 20
+#: What may wait for room on a stream whose answer goes on (bytes).
+UNSENT_BYTES_MAX = 1 << 20
 #: Asks whether the client has read what was sent before (eight bytes).
 READ = b"goodbye!"
 
 #: Begins a call, on its stream, by its headers.
 Begin = Callable[[Wire, int, Said], Call]
-
-
-@dataclass(slots=True)
-class _Stream:
-    """A call, and what of its answer its client has no room for yet.
-
-    room: for so many bytes of it the client has (negative where it changed its mind). is_whole: whether the client has said all. end: what
-    follows the answer.
-    """
-
-    call: Call
-    room: int
-    is_whole: bool
-    has_head: bool = False
-    unsent: bytes | memoryview = b""
-    end: Headers | None = None
 
 
 class Connection(asyncio.Protocol):
@@ -53,7 +37,7 @@ class Connection(asyncio.Protocol):
         self.closed = self._loop.create_future()
         self._transport: asyncio.Transport
         self._frames, self._heads = Frames(), Heads()
-        self._streams: dict[int, _Stream] = {}
+        self._streams: dict[int, Stream] = {}
         self._last_id = 0
         #: What the client has room for on all streams together, and on one that begins; what it said that it is not given back yet.
         self._room = self._room_first = frames.WINDOW_BYTES
@@ -68,7 +52,8 @@ class Connection(asyncio.Protocol):
         # Of a client whose machine is gone nothing is heard otherwise, for ever.
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._connections.add(self)
-        self._say(frames.settings({frames.MAX_CONCURRENT_STREAMS: CALLS_COUNT_MAX}))
+        wanted = {frames.MAX_CONCURRENT_STREAMS: CALLS_COUNT_MAX, frames.MAX_HEADER_LIST_SIZE: HEADERS_BYTES_MAX}
+        self._say(frames.settings(wanted))
         self._say(frames.window_update(0, ROOM_BYTES - frames.WINDOW_BYTES))
 
     def data_received(self, data: bytes) -> None:
@@ -91,6 +76,14 @@ class Connection(asyncio.Protocol):
             self._say(frames.window_update(0, self._taken_bytes))
             self._taken_bytes = 0
 
+    def pause_writing(self) -> None:
+        """Called by asyncio: the client does not read. What it says meanwhile we would have to answer."""
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """Called by asyncio."""
+        self._transport.resume_reading()
+
     def connection_lost(self, _: Exception | None) -> None:
         """Called by asyncio."""
         self._connections.discard(self)
@@ -110,12 +103,17 @@ class Connection(asyncio.Protocol):
     def send(self, stream_id: int, data: bytes) -> None:
         """As Wire.send."""
         if stream := self._streams.get(stream_id):
+            if len(stream.unsent) > UNSENT_BYTES_MAX:
+                self._say(frames.reset(stream_id, frames.ENHANCE_YOUR_CALM))
+                self._give_up(stream_id)
+                return
             stream.unsent = bytes(stream.unsent) + data if stream.unsent else data
             self._push(stream_id, stream)
 
     def end(self, stream_id: int, headers: Headers) -> None:
-        """As Wire.end."""
-        if stream := self._streams.get(stream_id):
+        """As Wire.end; the first end holds."""
+        stream = self._streams.get(stream_id)
+        if stream and stream.end is None:
             stream.end = headers
             self._push(stream_id, stream)
 
@@ -137,7 +135,7 @@ class Connection(asyncio.Protocol):
             case frames.SETTINGS | frames.PING | frames.GOAWAY | frames.PUSH_PROMISE:
                 self._be_told(frame)
 
-    def _of(self, frame: Frame) -> _Stream | None:
+    def _of(self, frame: Frame) -> Stream | None:
         """The stream that a frame is for; None for one that is over. Raises Http2Error for one that was not begun."""
         if frame.stream_id > self._last_id or not frame.stream_id % 2:
             raise Http2Error(frames.PROTOCOL_ERROR, f"frame {frame.kind} is for stream {frame.stream_id}, which was not begun")
@@ -155,7 +153,7 @@ class Connection(asyncio.Protocol):
             case frames.PING, _ if frame.payload != READ:
                 pass
             case _:
-                # No call is begun any more.
+                # It begins no call any more.
                 self._is_leaving = True
                 self._leave_if_done()
 
@@ -164,25 +162,25 @@ class Connection(asyncio.Protocol):
         first = frames.settings_of(frame).get(frames.INITIAL_WINDOW_SIZE, self._room_first)
         if frame.flags & frames.ACK:
             return
-        for stream in self._streams.values():
-            stream.room += first - self._room_first
-        self._room_first = first
         self._say(frames.made(frames.SETTINGS, frames.ACK, 0))
-        self._push_all()
+        if more := first - self._room_first:
+            self._room_first = first
+            for stream in self._streams.values():
+                stream.room = enlarged(stream.room, more)
+            self._push_all()
 
     def _make_room(self, frame: Frame) -> None:
         """The client has room for more, on one stream or on all."""
         size = frames.number_of(frame)
-        stream = self._of(frame) if frame.stream_id else None
         if not size:
             raise Http2Error(frames.PROTOCOL_ERROR, "there is room for 0 bytes more")
-        if stream:
-            stream.room += size
-        elif not frame.stream_id:
-            self._room += size
-        if max(self._room, stream.room if stream else 0) > frames.LARGEST:
-            raise Http2Error(frames.FLOW_CONTROL_ERROR, f"there is room for more than {frames.LARGEST} bytes")
-        self._push_all()
+        if frame.stream_id == 0:
+            was_full, self._room = self._room <= 0, enlarged(self._room, size)
+            if was_full:
+                self._push_all()
+        elif stream := self._of(frame):
+            stream.room = enlarged(stream.room, size)
+            self._push(frame.stream_id, stream)
 
     def _head(self, frame: Frame, said: Said) -> None:
         """A call begins; or something stands behind one, which says nothing but that it ends."""
@@ -204,7 +202,7 @@ class Connection(asyncio.Protocol):
             self._refuse(stream_id, (*HEAD, *status(grpc.StatusCode.UNIMPLEMENTED, details)), is_whole=is_whole)
         else:
             call = begin(self, stream_id, said)
-            self._streams[stream_id] = _Stream(call, self._room_first, is_whole)
+            self._streams[stream_id] = Stream(call, self._room_first, is_whole)
             if is_whole:
                 call.ended()
 
@@ -221,36 +219,29 @@ class Connection(asyncio.Protocol):
             if frame.payload and not stream.is_whole and frame.stream_id in self._streams:
                 self._say(frames.window_update(frame.stream_id, len(frame.payload)))
 
-    def _hear(self, frame: Frame, stream: _Stream, data: bytes) -> None:
+    def _hear(self, frame: Frame, stream: Stream, data: bytes) -> None:
         """More of a call, or its end."""
         if stream.is_whole:
             raise Http2Error(frames.STREAM_CLOSED, f"stream {frame.stream_id} goes on behind its end")
         stream.is_whole = bool(frame.flags & frames.END_STREAM)
-        stream.call.received(data)
-        if stream.is_whole and frame.stream_id in self._streams:
+        if stream.end is None:
+            stream.call.received(data)
+        if stream.is_whole and stream.end is None:
             stream.call.ended()
 
     def _push_all(self) -> None:
         for stream_id, stream in list(self._streams.items()):
-            if stream.unsent:
-                self._push(stream_id, stream)
-
-    def _push(self, stream_id: int, stream: _Stream) -> None:
-        """Send what its client has room for."""
-        if stream.unsent and not stream.has_head:
-            stream.has_head = True
-            self._say(frames.headers(stream_id, HEAD, is_last=False))
-        while stream.unsent:
-            size = min(len(stream.unsent), stream.room, self._room, frames.FRAME_BYTES_MAX)
-            if size <= 0:
+            if self._room <= 0:
                 return
-            unsent = memoryview(stream.unsent)
-            self._say(frames.made(frames.DATA, 0, stream_id, unsent[:size]))
-            stream.unsent = unsent[size:]
-            stream.room -= size
-            self._room -= size
-        if stream.end is not None and not stream.unsent:
-            self._say(frames.headers(stream_id, stream.end if stream.has_head else (*HEAD, *stream.end), is_last=True))
+            self._push(stream_id, stream)
+
+    def _push(self, stream_id: int, stream: Stream) -> None:
+        """Send what its client has room for."""
+        due, size = stream.due(stream_id, self._room)
+        self._room -= size
+        for frame in due:
+            self._say(frame)
+        if stream.is_done:
             del self._streams[stream_id]
             if not stream.is_whole:
                 self._cut_short(stream_id)

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 
-from hpack import Decoder, HPACKError
+from hpack import Decoder, HPACKError, OversizedHeaderListError
 
 from ranker.fronts.rpc import frames
 from ranker.fronts.rpc.frames import Frame
 from schemas.errors import Http2Error
 
-#: Room for a call's headers (bytes). gRPC's own clients send a few hundred, and take 8 KiB.
-HEADERS_BYTES_MAX = 65_536
+#: Room for a call's headers (bytes), packed and unpacked; and frames that they may come in. gRPC's own clients send a few hundred bytes.
+HEADERS_BYTES_MAX, PARTS_COUNT_MAX = 65_536, 64
 #: Blocks of headers that are not decoded again. A client has one or two for each method that it calls.
 KNOWN_COUNT_MAX = 64
 
@@ -21,15 +21,16 @@ class Heads:
 
     def __init__(self) -> None:
         """None came yet."""
-        self._decoder = Decoder()
+        self._decoder = Decoder(HEADERS_BYTES_MAX)
         self._known: dict[bytes, Said] = {}
         #: Of headers whose rest is still to come: the frame that began them, and what came so far.
-        self._begun: tuple[Frame, bytes] | None = None
+        self._first: Frame | None = None
+        self._parts: list[bytes] = []
 
     @property
     def is_within(self) -> bool:
         """Whether only more of the same headers may come now."""
-        return self._begun is not None
+        return self._first is not None
 
     def take(self, frame: Frame) -> tuple[Frame, Said] | None:
         """Of a HEADERS or CONTINUATION frame that ends some: the frame that began them, and what they say.
@@ -37,16 +38,17 @@ class Heads:
         Raises Http2Error for one that may not come now, for too many, and for what is none.
         """
         if frame.kind == frames.HEADERS:
-            first, block = frame, frames.content(frame)
-        elif self._begun and self._begun[0].stream_id == frame.stream_id:
-            first, block = self._begun[0], self._begun[1] + frame.payload
+            self._first, self._parts = frame, [frames.content(frame)]
+        elif self._first and self._first.stream_id == frame.stream_id:
+            self._parts.append(frame.payload)
         else:
             raise Http2Error(frames.PROTOCOL_ERROR, f"headers go on that did not begin, on stream {frame.stream_id}")
-        if len(block) > HEADERS_BYTES_MAX:
-            raise Http2Error(frames.ENHANCE_YOUR_CALM, f"headers have more than {HEADERS_BYTES_MAX} bytes")
-        is_whole = bool(frame.flags & frames.END_HEADERS)
-        self._begun = None if is_whole else (first, block)
-        return (first, self._decoded(block)) if is_whole else None
+        if len(self._parts) > PARTS_COUNT_MAX or sum(map(len, self._parts)) > HEADERS_BYTES_MAX:
+            raise _too_large()
+        if not frame.flags & frames.END_HEADERS:
+            return None
+        first, self._first = self._first, None
+        return first, self._decoded(b"".join(self._parts))
 
     def _decoded(self, block: bytes) -> Said:
         """One of references alone, as most are, says what it said before if no other one came meanwhile."""
@@ -54,6 +56,8 @@ class Heads:
             return known
         try:
             said = dict(self._decoder.decode(block, raw=True))
+        except OversizedHeaderListError as error:
+            raise _too_large() from error
         except HPACKError as error:
             raise Http2Error(frames.COMPRESSION_ERROR, f"headers are none: {error}") from error
         if len(self._known) < KNOWN_COUNT_MAX and _is_of_references(block):
@@ -61,6 +65,11 @@ class Heads:
         else:
             self._known.clear()
         return said
+
+
+def _too_large() -> Http2Error:
+    message = f"headers have more than {HEADERS_BYTES_MAX} bytes, or come in more than {PARTS_COUNT_MAX} frames"
+    return Http2Error(frames.ENHANCE_YOUR_CALM, message)
 
 
 def _is_of_references(block: bytes) -> bool:

@@ -10,6 +10,9 @@ from google.protobuf.message import DecodeError as MessageError
 from ranker.fronts.rpc.call import DONE, PREFIX, Call, EndedError, Wire, status
 from ranker.fronts.rpc.heads import Said
 
+#: Messages of a call that wait for its servicer.
+MESSAGES_COUNT_MAX = 64
+
 
 class Handler(Protocol):
     """What is used of grpc.RpcMethodHandler, which has no types. The one that answers is a coroutine, of streams both ways a generator."""
@@ -45,8 +48,10 @@ class Served(Call):
 
     def leave(self) -> None:
         """As Call.leave."""
-        if self._task is not None:
-            self._task.cancel()
+        # It keeps what it failed with, which refers to this call: a cycle.
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
 
     async def write(self, response: Any) -> None:  # noqa: ANN401  # protobuf's, or bytes
         """Send a message."""
@@ -68,7 +73,10 @@ class Served(Call):
         self._details = details
 
     def _take(self, message: bytes) -> None:
-        self._messages.put_nowait(message)
+        if self._messages.qsize() == MESSAGES_COUNT_MAX:
+            self.refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{MESSAGES_COUNT_MAX} messages wait to be answered: say fewer at once")
+        else:
+            self._messages.put_nowait(message)
 
     def _begin(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._answer())
@@ -83,6 +91,7 @@ class Served(Call):
             said = status(self._code, self._details)
             raise
         finally:
+            self._task = None
             self._wire.end(self._stream_id, said)
 
     async def _served(self) -> None:
