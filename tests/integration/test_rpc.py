@@ -172,17 +172,19 @@ async def test_a_call_leaves_nothing_to_look_for(world: World, method: str) -> N
     assert found == 0
 
 
+@pytest.mark.parametrize("is_begun", [True, False])
 @pytest.mark.parametrize("method", ["Slow", "SlowNow", "Each"])
-async def test_nor_does_one_that_is_given_up(world: World, method: str) -> None:
+async def test_nor_does_one_that_is_given_up(world: World, method: str, *, is_begun: bool) -> None:
     """Whether it was begun or not."""
     client = await world.raw()
-    call = frame(1, 4, 1, client.head(method)) + frame(0, int(method != "Each"), 1, message(b"x"))
-    await client.say(call + PING)
-    await client.answers()
     gc.collect()
     gc.disable()
     try:
-        await client.say(frame(3, 0, 1, b"\0\0\0\x08") + PING)
+        call = frame(1, 4, 1, client.head(method)) + frame(0, int(method != "Each"), 1, message(b"x"))
+        given_up = frame(3, 0, 1, b"\0\0\0\x08") + PING
+        await client.say(call + PING if is_begun else call + given_up)
+        await client.answers()
+        await client.say(given_up if is_begun else PING)
         await client.answers()
         found = [one for one in gc.get_objects() if isinstance(one, Call)]
     finally:

@@ -224,8 +224,7 @@ class Connection(asyncio.Protocol):
         if stream.is_whole:
             raise Http2Error(frames.STREAM_CLOSED, f"stream {frame.stream_id} goes on behind its end")
         stream.is_whole = bool(frame.flags & frames.END_STREAM)
-        if stream.end is None:
-            stream.call.received(data)
+        stream.call.received(data)
         if stream.is_whole and stream.end is None:
             stream.call.ended()
 
