@@ -5,9 +5,11 @@ from hpack import Encoder
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ranker.fronts.rpc.frames import DATA, HEADERS, PREFACE, Frame, Frames, content
+from ranker.fronts.rpc.call import Asked
+from ranker.fronts.rpc.frames import DATA, HEADERS, PREFACE, Frame, Frames, Headers, content
 from ranker.fronts.rpc.heads import KNOWN_COUNT_MAX, Heads
-from tests.rpc import frame
+from ranker.reads.answers import nothing
+from tests.rpc import frame, message
 
 #: Of no kind that has a size of its own.
 SAID = st.builds(Frame, st.sampled_from([0, 1, 4, 5, 7, 9, 77]), st.integers(0, 255), st.integers(0, 2**31 - 1), st.binary(max_size=40))
@@ -54,3 +56,17 @@ def test_headers_that_are_known_are_few() -> None:
         )
 
     assert len(heads._known) <= KNOWN_COUNT_MAX  # noqa: SLF001  # nothing else says so
+
+
+def test_what_comes_for_a_call_that_was_refused_is_not_kept() -> None:
+    """It may go on for as long as its end waits for room."""
+
+    class Nowhere:
+        def send(self, stream_id: int, data: bytes) -> None: ...
+        def end(self, stream_id: int, headers: Headers) -> None: ...
+
+    call = Asked(lambda *_: nothing, Nowhere(), 1, {})
+    for _ in range(3):
+        call.received(message(b"x", is_compressed=True) * 10)
+
+    assert call._unread == b""  # noqa: SLF001  # as above

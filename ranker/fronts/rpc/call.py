@@ -79,7 +79,7 @@ class Call(ABC):
             else:
                 self._take(unread[PREFIX.size : end])
                 unread = unread[end:]
-        self._unread = unread
+        self._unread = b"" if self._is_refused else unread
 
     def refuse(self, code: grpc.StatusCode, details: str, trailing: Headers = ()) -> None:
         """End it without an answer."""
@@ -98,7 +98,7 @@ class Call(ABC):
 
 
 class Asked(Call):
-    """A call of one message that is answered by one, then or later, without a task: what it takes is a third of what such a call costs."""
+    """A call of one message that a plain function has answered by one, at once or later: it is no task."""
 
     def __init__(self, ask: "Ask", wire: Wire, stream_id: int, said: Said) -> None:
         """ask: runs in the round after its client has said all."""
