@@ -231,5 +231,9 @@ class Raw:
 
 
 def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"", size: int | None = None) -> bytes:
-    """Any frame (RFC 9113, 4.1). size: what it says that it has, where that is not so."""
+    """Any frame (RFC 9113, 4.1). size: what it says that it has, where that is not so.
+
+    kind: 0 DATA, 1 HEADERS, 2 PRIORITY, 3 RST_STREAM, 4 SETTINGS, 5 PUSH_PROMISE, 6 PING, 7 GOAWAY, 8 WINDOW_UPDATE, 9 CONTINUATION.
+    flags: 1 the stream's end or an acknowledgement, 4 the headers' end, 8 padding, 32 a priority.
+    """
     return struct.pack(">I", len(payload) if size is None else size)[1:] + struct.pack(">BBI", kind, flags, stream_id) + payload

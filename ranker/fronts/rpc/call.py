@@ -50,7 +50,8 @@ class Call(ABC):
         self._said = said
         self.received_s = time.perf_counter()
         self._unread = b""
-        self._is_refused = False
+        #: Whether nothing that its client says is heard any more.
+        self._is_over = False
 
     @abstractmethod
     def ended(self) -> None:
@@ -67,7 +68,7 @@ class Call(ABC):
     def received(self, data: bytes) -> None:
         """More of its client's messages."""
         unread = self._unread + data
-        while len(unread) >= PREFIX.size and not self._is_refused:
+        while len(unread) >= PREFIX.size and not self._is_over:
             is_compressed, size = PREFIX.unpack_from(unread)
             end = PREFIX.size + size
             if is_compressed:
@@ -79,11 +80,11 @@ class Call(ABC):
             else:
                 self._take(unread[PREFIX.size : end])
                 unread = unread[end:]
-        self._unread = b"" if self._is_refused else unread
+        self._unread = b"" if self._is_over else unread
 
     def refuse(self, code: grpc.StatusCode, details: str, trailing: Headers = ()) -> None:
         """End it without an answer."""
-        self._is_refused = True
+        self._is_over = True
         self.leave()
         self._wire.end(self._stream_id, (*status(code, details), *trailing))
 
@@ -106,7 +107,6 @@ class Asked(Call):
         self._ask = ask
         self._message: bytes | None = None
         self._leave: Callable[[], None] = nothing
-        self._is_over = False
 
     def ended(self) -> None:
         """As Call.ended."""

@@ -26,7 +26,7 @@ FRAME_BYTES_MAX = 16_384
 #: What there is room for at first (6.9.2), and the largest number of a stream, or of bytes of room.
 WINDOW_BYTES, LARGEST = 65_535, 2**31 - 1
 #: Frames of these kinds have so many bytes, no more and no less.
-SIZES = {PRIORITY: 5, RST_STREAM: 4, PING: 8, WINDOW_UPDATE: 4}
+_SIZES = {PRIORITY: 5, RST_STREAM: 4, PING: 8, WINDOW_UPDATE: 4}
 #: Before headers: the table that others may refer to is empty (RFC 7541, 6.3). Who wants a smaller one than there is at first must be told.
 NO_TABLE = b"\x20"
 #: Least, most, and which error another value is (6.5.2).
@@ -40,6 +40,7 @@ _HEAD = struct.Struct(">HBBBI")
 _NUMBER, _SETTING = struct.Struct(">I"), struct.Struct(">HI")
 _ENCODER = Encoder()
 
+#: Ours, which can be looked up as a whole: each block of them is made once.
 Headers = tuple[tuple[bytes, bytes], ...]
 
 
@@ -73,7 +74,7 @@ class Frames:
         unread, at = self._unread, 0
         while len(unread) >= (begins := at + _HEAD.size):
             high, low, kind, flags, stream_id = _HEAD.unpack_from(unread, at)
-            if (size := high << 8 | low) > FRAME_BYTES_MAX or size != SIZES.get(kind, size):
+            if (size := high << 8 | low) > FRAME_BYTES_MAX or size != _SIZES.get(kind, size):
                 raise Http2Error(FRAME_SIZE_ERROR, f"a frame of kind {kind} has {size} bytes")
             if len(unread) < begins + size:
                 break
@@ -88,7 +89,7 @@ def content(frame: Frame) -> bytes:
     begins = 1 if frame.flags & PADDED else 0
     ends = len(payload) - (payload[0] if begins and payload else 0)
     if frame.flags & HAS_PRIORITY and frame.kind == HEADERS:
-        begins += SIZES[PRIORITY]
+        begins += _SIZES[PRIORITY]
     if begins > ends:
         raise Http2Error(PROTOCOL_ERROR, f"a frame of {len(payload)} bytes has more padding than that")
     return payload[begins:ends]
