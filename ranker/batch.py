@@ -6,26 +6,26 @@ full answer -> vectors that the near cache still has -> popularity -> the order 
 import asyncio
 import time
 from collections.abc import Sequence
-from itertools import accumulate, compress, islice
+from itertools import accumulate, chain, compress
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from online_store.keys import Generation, Pointer
+from online_store.keys import Generation, Names, Pointer
 from online_store.snapshot.file import Snapshot
 from online_store.store import OnlineStore
-from ranker import metrics
+from ranker import encode, metrics
 from ranker.budgets import Budgets
 from ranker.bundle import Bundle
-from ranker.encode import Items
+from ranker.encode import Items, Places
 from ranker.reads.near import NEAR_COUNT_MAX, Rows
 from ranker.reads.popularity import Popularity
 from ranker.reads.reader import NOTHING_APPLIED, VECTOR, Asked, Read, Reader
 from ranker.score import Floats, Scorer
 from ranker.slate.explain import explain
-from ranker.slate.rules import Rules, check, reasons
-from ranker.slate.slate import Candidates, Slate, Slates, Viewer
+from ranker.slate.rules import Rules, check
+from ranker.slate.slate import Candidates, Slated, Slates, Viewer
 from schemas.aggregates import ITEM, USER
 from schemas.errors import BundleError, GenerationError, StoreAwayError, StoreError
 from schemas.features import REQUEST, Feature, Registry
@@ -74,8 +74,8 @@ class Pipeline:
         #: From columns by kind to columns of the matrix.
         self._order = np.argsort([place for kind in (ITEM, USER, REQUEST) for place in registry.places[kind]])
         self._shared_order = np.argsort([place for kind in (USER, REQUEST) for place in registry.places[kind]])
-        nobodys = [_nobodys(["nothing"], 0)]
-        _ = self.by_popularity(nobodys)[0].items.written, self.rank(nobodys, self._reader.unknown(1))[0].items.written
+        nobodys = _nobodys(["nothing"], 0)
+        _ = self.by_popularity([nobodys]), self.rank([nobodys], self._reader.unknown(nobodys))
 
     def fits(self, pointer: Pointer) -> bool:
         """Whether it ranks what is current, by the model that is."""
@@ -124,8 +124,9 @@ class Pipeline:
             weighed = self._scorer.calibrate(raw) if self._slates.rules.is_arranging else raw
         scored_s = time.perf_counter()
         with metrics.SLATE.time():
-            slates = [self._slate(asked, number, known, raw, weighed) for number, asked in enumerate(batch)]
-            ranked = self._ranked(batch, known, raw, slates, degraded)
+            candidates = Candidates(_item_ids(batch), raw, weighed, _facts(known.items, slice(None)))
+            slated = self._slates.slates(candidates, known.starts, [asked.request for asked in batch], known.viewers)
+            ranked = self._ranked(batch, known, candidates, slated, degraded)
         metrics.spent("score", scored_s - begun_s, self._budgets.score_ms)
         metrics.spent("rules", time.perf_counter() - scored_s, self._budgets.rules_ms)
         return ranked
@@ -147,18 +148,15 @@ class Pipeline:
 
     def by_popularity(self, batch: Sequence[Asked]) -> list[Ranked]:
         """Slates that cost next to nothing, one a request."""
-        near, rows = self._reader.remembered(batch)
-        ends = accumulate(len(asked.item_ids) for asked in batch)
-        return [self._popular_of(asked, near, rows[end - len(asked.item_ids) : end]) for asked, end in zip(batch, ends, strict=True)]
-
-    def _popular_of(self, asked: Asked, near: Rows, rows: NDArray[np.int64]) -> Ranked:
-        """One request's. rows: where its candidates stand in near."""
-        found = self._popularity.scores(asked.item_ids, near, rows)
-        degraded = Degraded.INPUT_ORDER if found is None else Degraded.POPULARITY
-        scores = np.zeros(len(asked.item_ids), np.float32) if found is None else found
-        candidates = Candidates(asked.item_ids, scores, scores, _facts(near, rows))
-        slate = self._slates.slate(candidates, asked.request, Viewer())
-        return Ranked(_items(asked, slate, scores[slate.order].tolist(), [b""] * len(slate.order)), degraded, 0)
+        names, near, rows = self._reader.remembered(batch)
+        starts = np.array([0, *accumulate(len(asked.item_ids) for asked in batch)])
+        item_ids = _item_ids(batch)
+        scores, is_known = self._popularity.scores(item_ids, starts, near, rows)
+        candidates = Candidates(item_ids, scores, scores, _facts(near, rows))
+        slated = self._slates.slates(candidates, starts, [asked.request for asked in batch], [Viewer()] * len(batch))
+        made = _items(batch, names, candidates, slated, scores[slated.rows], np.empty((len(slated.rows), 0), np.float32))
+        degraded = [Degraded.POPULARITY if is_one else Degraded.INPUT_ORDER for is_one in is_known.tolist()]
+        return [Ranked(items, how, 0) for items, how in zip(made, degraded, strict=True)]
 
     def explain(self, asked: Asked, known: Read) -> dict[str, Any]:
         """How a request comes to its slate, ready for JSON. known: read for it alone. Raises BundleError where the model cannot score."""
@@ -191,24 +189,12 @@ class Pipeline:
             return known.users
         return np.concatenate((known.users, [self._registry.context_row(asked.request.context) for asked in batch]), axis=1)
 
-    def _slate(self, asked: Asked, number: int, known: Read, raw: Floats, weighed: Floats) -> Slate:
-        rows = slice(int(known.starts[number]), int(known.starts[number + 1]))
-        candidates = Candidates(asked.item_ids, raw[rows], weighed[rows], _facts(known.items, rows))
-        return self._slates.slate(candidates, asked.request, known.viewers[number])
-
-    def _ranked(self, batch: Sequence[Asked], known: Read, raw: Floats, slates: Sequence[Slate], degraded: Degraded) -> list[Ranked]:
+    def _ranked(self, batch: Sequence[Asked], known: Read, candidates: Candidates, slated: Slated, degraded: Degraded) -> list[Ranked]:
         """Slates with the vectors that were scored."""
-        counts = [len(slate.order) for slate in slates]
-        of = np.repeat(np.arange(len(batch)), counts)
-        rows = np.concatenate([slate.order for slate in slates]) + known.starts[of]
-        matrix = self._matrix(batch, known, rows, of)
-        packed, size = matrix.astype("<f4", copy=False).tobytes(), matrix.shape[1] * matrix.itemsize
-        vectors = iter([packed[at : at + size] for at in range(0, len(packed), size)])
-        shown = iter(self._scorer.calibrate(raw[rows]).tolist())
-        return [
-            Ranked(_items(asked, slate, list(islice(shown, count)), list(islice(vectors, count))), degraded, stale_ms, known.applied)
-            for asked, slate, count, stale_ms in zip(batch, slates, counts, known.stale_ms.tolist(), strict=True)
-        ]
+        of = np.repeat(np.arange(len(batch)), slated.counts)
+        matrix, scores = self._matrix(batch, known, slated.rows, of), self._scorer.calibrate(candidates.order_by[slated.rows])
+        made = _items(batch, known.names, candidates, slated, scores, matrix)
+        return [Ranked(items, degraded, stale_ms, known.applied) for items, stale_ms in zip(made, known.stale_ms.tolist(), strict=True)]
 
 
 def _facts(items: Rows, rows: slice | NDArray[np.int64]) -> dict[str, NDArray[Any]]:
@@ -216,10 +202,16 @@ def _facts(items: Rows, rows: slice | NDArray[np.int64]) -> dict[str, NDArray[An
     return {name: items[name][rows] for name in items.dtype.names or () if name != VECTOR}
 
 
-def _items(asked: Asked, slate: Slate, scores: Sequence[float], vectors: Sequence[bytes]) -> Items:
-    """The places of a slate. scores, vectors: of each place."""
-    ids = [asked.item_ids[place] for place in slate.order.tolist()]
-    return Items(ids, scores, [reasons(touch) for touch in slate.touched[slate.order].tolist()], vectors, slate.propensities.tolist())
+def _items(  # what places are made of
+    batch: Sequence[Asked], names: Names, candidates: Candidates, slated: Slated, scores: Floats, vectors: Floats
+) -> list[Items]:
+    """The places of each slate. scores, vectors: of each place."""
+    return encode.items(Places(candidates.item_ids, slated, scores), names, [asked.request.tenant for asked in batch], vectors)
+
+
+def _item_ids(batch: Sequence[Asked]) -> Sequence[str]:
+    """All candidates, request by request."""
+    return batch[0].item_ids if len(batch) == 1 else list(chain.from_iterable([asked.item_ids for asked in batch]))
 
 
 def _nobodys(item_ids: list[str], as_of_ms: int) -> Asked:

@@ -6,13 +6,16 @@ The bytes are those that schemas.codec.encode gives of the same record (Avro 1.1
 import functools
 import struct
 from collections.abc import Mapping, Sequence, Sized
-from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from online_store.keys import Names
+from ranker.slate.rules import Touch, reasons
+from ranker.slate.slate import Slated
 from schemas import avro
 from schemas.codec import SINGLE_OBJECT
 from schemas.columnar.words import Buffer
@@ -24,34 +27,63 @@ _RESPONSE = SINGLE_OBJECT + avro.NEWEST[RankResponse.__name__].fingerprint
 _TELEMETRY = SINGLE_OBJECT + avro.NEWEST[RankTelemetry.__name__].fingerprint
 #: The end of an array or map, an empty one, the first branch of a union.
 _ZERO = b"\0"
-#: Room for a place besides its id, reasons and vector: two doubles, its number, two lengths, and the end of its reasons or of the array.
-PLACE_BYTES_MAX = 48
+#: Room for a place besides its id, reasons and vector: two doubles, its number, two lengths, and the end of its reasons. Room for how many
+#: places a slate has, and its end.
+PLACE_BYTES_MAX, SLATE_BYTES_MAX = 48, 8
 
 Ints = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Items:
-    """The places of a slate, best first. vectors: the packed little-endian float32 that were scored, empty where nothing was."""
+class Places(NamedTuple):
+    """The places of r slates, one behind the other. item_ids: of all candidates; scores: float32 [m], of each place."""
 
-    ids: Sequence[str]
-    scores: Sequence[float]
-    reasons: Sequence[Sequence[str]]
-    vectors: Sequence[bytes]
-    propensities: Sequence[float]
+    item_ids: Sequence[str]
+    slated: Slated
+    scores: NDArray[np.float32]
 
-    @functools.cached_property
-    def written(self) -> tuple[bytes, bytes]:
-        """As they stand in a response, and in telemetry."""
-        if not self.ids:
-            return _ZERO, _ZERO
-        count = _count(self.ids)
-        parts = [*map(str.encode, self.ids), *map(_texts, map(tuple, self.reasons)), *self.vectors]
-        text, lengths = b"".join(parts), np.array(list(map(len, parts)), np.int64)
-        numbers = np.array([self.scores, self.propensities], np.float64).view(np.uint8)
-        ranked, served = np.empty((2, len(text) + len(self.ids) * PLACE_BYTES_MAX), np.uint8)
-        ends = _write(np.frombuffer(text, np.uint8), lengths, numbers, ranked, served)
-        return count + ranked[: ends[0]].tobytes(), count + served[: ends[1]].tobytes()
+
+class Items(NamedTuple):
+    """The places of one slate, best first: those from begin to before end. ranked, served: as in a response, as in telemetry."""
+
+    places: Places
+    begin: int
+    end: int
+    ranked: bytes
+    served: bytes
+
+    def columns(self) -> tuple[list[str], list[float], list[tuple[str, ...]]]:
+        """Ids, scores and reason codes."""
+        (item_ids, slated, scores), own = self.places, slice(self.begin, self.end)
+        ids = [item_ids[row] for row in slated.rows[own].tolist()]
+        return ids, scores[own].tolist(), list(map(reasons, slated.touched[own].tolist()))
+
+
+def items(places: Places, names: Names, tenants: Sequence[str], vectors: NDArray[np.float32]) -> list[Items]:
+    """Each request's.
+
+    names: of all candidates; tenants: of each request. vectors: [m, features], what was scored of each place; none where nothing was.
+    """
+    slated = places.slated
+    skips = np.array([len(tenant.encode()) + 1 for tenant in tenants], np.int64).repeat(slated.counts)
+    begins, ends = names.starts[slated.rows] + skips, names.starts[slated.rows + 1] - 1
+    numbers = np.array([places.scores, slated.propensities], np.float64).view(np.uint8)
+    packed = np.ascontiguousarray(vectors, "<f4").view(np.uint8)
+    place_bytes = PLACE_BYTES_MAX + packed.shape[1]
+    room = (
+        int((ends - begins).sum())
+        + len(begins) * place_bytes
+        + np.count_nonzero(slated.touched) * len(_REASONS)
+        + len(tenants) * SLATE_BYTES_MAX
+    )
+    ranked, served = np.empty((2, room), np.uint8)
+    sizes = np.zeros((2, len(tenants) + 1), np.int64)
+    _write(names.text, begins, ends, numbers, slated.touched, _REASONS, _REASON_STARTS, packed, slated.counts, ranked, served, sizes)
+    parts = [
+        [column[begin:end].tobytes() for begin, end in pairwise(size.tolist())]
+        for column, size in zip((ranked, served), sizes, strict=True)
+    ]
+    bounds = pairwise([0, *np.cumsum(slated.counts).tolist()])
+    return [Items(places, begin, end, *written) for (begin, end), *written in zip(bounds, *parts, strict=True)]
 
 
 class Facts(NamedTuple):
@@ -70,14 +102,14 @@ class Facts(NamedTuple):
 
 def response(items: Items, facts: Facts, latency_ms: float) -> bytes:
     """A RankResponse."""
-    head = (_RESPONSE, text(facts.request_id), text(facts.user_id), items.written[0])
+    head = (_RESPONSE, text(facts.request_id), text(facts.user_id), items.ranked)
     named = (_names(facts.model_version, facts.feature_version, facts.generation), _DOUBLE.pack(latency_ms))
     return b"".join((*head, *named, _names(facts.degraded, facts.arm), long(facts.ts_ms), _names(facts.tenant)))
 
 
 def telemetry(items: Items, facts: Facts, staleness_ms: int, applied: bytes = b"\0") -> bytes:
     """A RankTelemetry. staleness_ms: how old the oldest vector was that came from the near cache. applied: what `offsets` gives."""
-    head = (_TELEMETRY, text(facts.request_id), text(facts.user_id), items.written[1])
+    head = (_TELEMETRY, text(facts.request_id), text(facts.user_id), items.served)
     named = (_names(facts.model_version, facts.feature_version, facts.generation), _names(facts.degraded, facts.arm))
     return b"".join((*head, *named, long(facts.ts_ms), applied, _names(facts.tenant), long(staleness_ms)))
 
@@ -115,10 +147,9 @@ def _names(*words: str) -> bytes:
     return b"".join(map(text, words))
 
 
-@functools.lru_cache(maxsize=4_096)
-def _texts(words: tuple[str, ...]) -> bytes:
-    """An array of a few known words."""
-    return b"".join((_count(words), *map(text, words), _ZERO))
+#: The reason codes, one behind the other, each as in an array; and where they begin: that of the lowest bit of a Touch first.
+_CODES = [text(reasons(1 << bit)[0]) for bit in range(len(Touch))]
+_REASONS, _REASON_STARTS = np.frombuffer(b"".join(_CODES), np.uint8), np.cumsum([0, *map(len, _CODES)])
 
 
 def _count(items: Sized) -> bytes:
@@ -127,27 +158,59 @@ def _count(items: Sized) -> bytes:
 
 
 @numba.njit(cache=True, nogil=True)
-def _write(parts: Buffer, lengths: Ints, numbers: Buffer, ranked: Buffer, served: Buffer) -> tuple[int, int]:
-    """Fill ranked and served with the n places and the end of the array; returns where that is.
+def _write(  # noqa: PLR0913  # compiled functions take arrays, not objects
+    text: Buffer,
+    begins: Ints,
+    ends: Ints,
+    numbers: NDArray[np.uint8],
+    touched: Ints,
+    words: Buffer,
+    word_starts: Ints,
+    vectors: NDArray[np.uint8],
+    counts: Ints,
+    ranked: Buffer,
+    served: Buffer,
+    sizes: NDArray[np.int64],
+) -> None:
+    """Fill ranked and served with the places of r slates, and sizes, int64 [2, r + 1], with where each slate begins in them, and the end.
 
-    parts: n ids, n arrays of reasons, n vectors. lengths: int64 [3 n]. numbers: uint8 [2, 8 n], doubles, scores and propensities.
+    begins, ends: int64 [m], of ids in text. numbers: uint8 [2, 8 m], doubles, scores and propensities. words, word_starts: reason codes.
+    vectors: uint8 [m, bytes]. counts: int64 [r].
     """
-    count = len(lengths) // 3
-    begins = np.cumsum(lengths) - lengths
-    at, to = 0, 0
-    for place in range(count):
-        vector, reasons = 2 * count + place, count + place
-        at = _copy(parts, begins[place], lengths[place], ranked, _put(ranked, at, lengths[place]))
-        at = _copy(numbers[0], 8 * place, 8, ranked, at)
-        at = _copy(parts, begins[reasons], lengths[reasons], ranked, at)
-        to = _copy(parts, begins[place], lengths[place], served, _put(served, to, lengths[place]))
-        to = _copy(numbers[0], 8 * place, 8, served, _put(served, to, place))
-        to = _copy(parts, begins[vector], lengths[vector], served, _put(served, to, lengths[vector]))
-        to = _copy(numbers[1], 8 * place, 8, served, to)
-        served[to] = 0
-        to += 1
-    ranked[at] = served[to] = 0
-    return at + 1, to + 1
+    place = at = to = 0
+    for slate in range(len(counts)):
+        if counts[slate]:
+            at, to = _put(ranked, at, counts[slate]), _put(served, to, counts[slate])
+        for position in range(counts[slate]):
+            length = ends[place] - begins[place]
+            at = _copy(text, begins[place], length, ranked, _put(ranked, at, length))
+            at = _copy(numbers[0], 8 * place, 8, ranked, at)
+            at = _put_reasons(ranked, at, touched[place], words, word_starts)
+            to = _copy(text, begins[place], length, served, _put(served, to, length))
+            to = _copy(numbers[0], 8 * place, 8, served, _put(served, to, position))
+            to = _copy(vectors[place], 0, vectors.shape[1], served, _put(served, to, vectors.shape[1]))
+            to = _copy(numbers[1], 8 * place, 8, served, to)
+            served[to] = 0
+            to += 1
+            place += 1
+        ranked[at] = served[to] = 0
+        at, to = at + 1, to + 1
+        sizes[0, slate + 1], sizes[1, slate + 1] = at, to
+
+
+@numba.njit(cache=True, inline="always")
+def _put_reasons(target: Buffer, at: int, touched: int, words: Buffer, starts: Ints) -> int:
+    """An array of the codes of what touched an item."""
+    count = 0
+    for bit in range(len(starts) - 1):
+        count += touched >> bit & 1
+    if count:
+        at = _put(target, at, count)
+        for bit in range(len(starts) - 1):
+            if touched >> bit & 1:
+                at = _copy(words, starts[bit], starts[bit + 1] - starts[bit], target, at)
+    target[at] = 0
+    return at + 1
 
 
 @numba.njit(cache=True, inline="always")

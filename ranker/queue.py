@@ -1,6 +1,9 @@
 """Who waits to be ranked, and who would wait too long: it is said at once, while it still costs little."""
 
+import asyncio
 from collections import deque
+from collections.abc import Callable
+from typing import Generic, TypeVar
 
 from ranker.reads.answers import Call
 
@@ -14,6 +17,8 @@ SHARED_COUNT = 16
 WAITING_COUNT_MAX, WAITING_S_MAX = 512, 0.04
 #: How much of what batches are said to take is the last one's: a few in a row are believed, one that stood still is not.
 LAST_SHARE = 0.25
+
+One = TypeVar("One")
 
 
 class Queue:
@@ -51,3 +56,30 @@ class Queue:
         # The one under way, those before, its own; and half of one again where it is ranked while the next is read.
         batches = count // BATCH_COUNT_MAX + (1.5 if count >= SHARED_COUNT else 1)
         return max(now_s, self._begun_s + self._batch_s) + batches * self._batch_s > until_s
+
+
+class Gathered(Generic[One]):
+    """What comes in one round of the loop, taken in batches in the next; one by one where a batch cannot be taken."""
+
+    def __init__(self, take: Callable[[list[One]], None]) -> None:
+        """Nothing came yet."""
+        self._take = take
+        self._batch: list[One] = []
+
+    def put(self, one: One) -> None:
+        """With what came before it in this round."""
+        if len(self._batch) in (0, BATCH_COUNT_MAX):
+            self._batch = []
+            asyncio.get_running_loop().call_soon(self._go, self._batch)
+        self._batch.append(one)
+
+    def _go(self, batch: list[One]) -> None:
+        if batch is self._batch:
+            self._batch = []
+        try:
+            self._take(batch)
+        except BaseException:
+            # A fault that nobody thought of is the loop's to tell, and the others' answers must not hang on it.
+            for one in batch if len(batch) > 1 else ():
+                asyncio.get_running_loop().call_soon(self._take, [one])
+            raise

@@ -10,8 +10,8 @@ kept; asked again, the same bytes come back.
 import asyncio
 import functools
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any
 
 from online_store.keys import Generation, answer_key
@@ -21,7 +21,7 @@ from ranker import encode, metrics
 from ranker.batch import Pipeline, Ranked, cause_of
 from ranker.budgets import BUDGETS, Budgets
 from ranker.bundle import Bundle
-from ranker.queue import BATCH_COUNT_MAX, SHARED_COUNT, Queue
+from ranker.queue import SHARED_COUNT, Gathered, Queue
 from ranker.reads.answers import Answer, Answers, Call, Said, Then, nothing
 from ranker.reads.reader import Read, asked_of
 from ranker.served.current import Current, Find, Served, no_other
@@ -68,7 +68,8 @@ class Ranker:
         self._answers = Answers(store)
         self._calls: dict[bytes, Call] = {}
         self._waiting = Queue()
-        self._settled: deque[tuple[Call, Ranked]] = deque()
+        self._settled = Gathered(self._encode)
+        self._turned_away = Gathered(self._turn_away)
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_reading = False
         self._next_read_s = 0.0
@@ -156,12 +157,16 @@ class Ranker:
             self._shed(call, "deadline")
 
     def _shed(self, call: Call, cause: str) -> None:
-        """Answer at the least cost, without waiting for others."""
+        """Answer at the least cost, which it is with others."""
         metrics.FALLBACKS.labels(cause).inc()
-        answer = self._encoded(call, self._served(call).pipeline.by_popularity([call.asked])[0], time.perf_counter())
         call.is_settled = True
-        self._offer(call, answer)
-        self._keep([(call, answer)])
+        self._turned_away.put(call)
+
+    def _turn_away(self, calls: Sequence[Call]) -> None:
+        for served, alike in groupby(calls, self._served):
+            batch = list(alike)
+            ranked = served.pipeline.by_popularity([call.asked for call in batch])
+            self._encode(list(zip(batch, ranked, strict=True)))
 
     async def _read_all(self) -> None:
         """Read batch after batch. Where many wait, the store reads for the next while each is ranked."""
@@ -235,16 +240,11 @@ class Ranker:
         for call, slate in zip(batch, ranked, strict=True):
             if self._is_wanted(call):
                 call.is_settled = True
-                if not self._settled:
-                    asyncio.get_running_loop().call_soon(self._encode)
-                self._settled.append((call, slate))
+                self._settled.put((call, slate))
 
-    def _encode(self) -> None:
-        """Encode what was settled in this round of the loop, and keep it."""
-        loop, now_s = asyncio.get_running_loop(), time.perf_counter()
-        settled = [self._settled.popleft() for _ in range(min(len(self._settled), BATCH_COUNT_MAX))]
-        if self._settled:
-            loop.call_soon(self._encode)
+    def _encode(self, settled: Sequence[tuple[Call, Ranked]]) -> None:
+        """Encode these answers, and keep them."""
+        now_s = time.perf_counter()
         with metrics.ENCODE.time():
             offered = [(call, self._encoded(call, slate, now_s)) for call, slate in settled]
         metrics.spent("rules", time.perf_counter() - now_s, self.budgets.rules_ms)

@@ -9,6 +9,8 @@ from benchmarks.replay.verbs import run
 from benchmarks.results import Result
 from benchmarks.stack import Stack
 from ranker import encode
+from ranker.reads.near import names_of
+from ranker.slate.slate import Slated
 from replay.log import KafkaLog, Message
 from schemas import codec
 from schemas.features import REGISTRY
@@ -46,9 +48,10 @@ def _slates(count: int, draw: np.random.Generator) -> Iterator[tuple[str, str, l
 
 def _telemetry(count: int, draw: np.random.Generator) -> Iterator[Message]:
     for request_id, user_id, ids, ts_ms in _slates(count, draw):
-        vectors = [vector.tobytes() for vector in draw.random((len(ids), len(REGISTRY.feature_names)), np.float32)]
+        vectors = draw.random((len(ids), len(REGISTRY.feature_names)), np.float32)
         facts = encode.Facts(request_id, user_id, "m1", REGISTRY.fingerprint, "g1", "NONE", "default", ts_ms, "")
-        items = encode.Items(ids, [0.5] * len(ids), [()] * len(ids), vectors, [1.0] * len(ids))
+        slated = Slated(np.arange(len(ids)), np.array([len(ids)]), np.zeros(len(ids), np.int64), np.ones(len(ids)))
+        [items] = encode.items(encode.Places(ids, slated, np.full(len(ids), 0.5, np.float32)), names_of([("", ids)]), [""], vectors)
         yield Message(request_id.encode(), encode.telemetry(items, facts, 0), ts_ms)
 
 

@@ -6,9 +6,9 @@ when the next begins, so that nothing is being read twice. A read that is late i
 
 import contextlib
 import functools
-import itertools
 import time
 from collections.abc import Iterable, Sequence
+from itertools import accumulate, compress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,11 +58,12 @@ def asked_of(request: RankRequest) -> Asked:
 class Read(NamedTuple):
     """What n candidates of r requests say, request by request.
 
-    items: of the candidates: VECTOR, and the facts that a slate wants. places: int64 [n], where each one's is near. starts: int64 [r + 1],
-    where each request's begin. users: float32 [r, user features]; viewers: who they are. stale_ms: int64 [r], how old the oldest of a
-    request's entries was that came from the near cache. applied: encoded offsets, what stands before them is in all of this.
+    names: of the candidates. items: of them, VECTOR and the facts that a slate wants. places: int64 [n], where each one's is near. starts:
+    int64 [r + 1], where each request's begin. users: float32 [r, user features]; viewers: who they are. stale_ms: int64 [r], how old the
+    oldest of a request's entries was that came from the near cache. applied: encoded offsets, what stands before them is in all of this.
     """
 
+    names: Names
     items: Rows
     places: Ints
     starts: Ints
@@ -182,37 +183,43 @@ class Reader:
 
     def stale(self, batch: Sequence[Asked]) -> tuple[list[bool], Read]:
         """Of which requests half of the candidates or more are known without the store, and what is known of those requests."""
-        items, ages, places, counts = self._known(batch)
+        names, items, ages, places, counts = self._known(batch)
         known, firsts = ages <= STALE_MS_MAX, np.cumsum(counts) - counts
         is_known = 2 * np.add.reduceat(known, firsts, dtype=np.int64) >= counts
         stale_ms = np.maximum.reduceat(np.where(known, ages, 0), firsts)
         wanted = is_known.repeat(counts)
-        return is_known.tolist(), self._nobodys(items[wanted], places[wanted], counts[is_known], stale_ms[is_known])
+        if not all(is_known):
+            names = _names(list(compress(batch, is_known)))
+        return is_known.tolist(), self._nobodys(names, items[wanted], places[wanted], counts[is_known], stale_ms[is_known])
 
-    def unknown(self, count: int) -> Read:
-        """What is known of nobody's request for so many items that nobody saw."""
-        return self._nobodys(np.repeat(self._unknown, count), np.zeros(count, np.int64), np.array([count]), np.zeros(1, np.int64))
+    def unknown(self, asked: Asked) -> Read:
+        """What is known of nobody's request for items that nobody saw."""
+        count = len(asked.item_ids)
+        return self._nobodys(
+            _names([asked]), self._unknown.repeat(count), np.zeros(count, np.int64), np.array([count]), np.zeros(1, np.int64)
+        )
 
-    def _nobodys(self, items: Rows, places: Ints, counts: Ints, stale_ms: Ints) -> Read:
+    def _nobodys(self, names: Names, items: Rows, places: Ints, counts: Ints, stale_ms: Ints) -> Read:
         """Requests of nobody, of so many items each, for which nothing was read."""
         starts = np.concatenate(([0], np.cumsum(counts)))
         users, viewers = np.repeat(self._nobody[None, :], len(counts), axis=0), [Viewer()] * len(counts)
-        return Read(items, places, starts, users, viewers, stale_ms)
+        return Read(names, items, places, starts, users, viewers, stale_ms)
 
-    def remembered(self, batch: Sequence[Asked]) -> tuple[Rows, Ints]:
-        """All that is near, however old, and which row of it each candidate's is: where nothing is, an unknown item's."""
-        return self._near.rows, self._near.places(_names(batch))
+    def remembered(self, batch: Sequence[Asked]) -> tuple[Names, Rows, Ints]:
+        """The candidates' names, all that is near, however old, and which row of it each one's is: where nothing is, an unknown item's."""
+        names = _names(batch)
+        return names, self._near.rows, self._near.places(names)
 
-    def _known(self, batch: Sequence[Asked]) -> tuple[Rows, Ints, Ints, Ints]:
-        """Candidates from the near cache, what is too old or not there as unknown; their ages; their places; of each request how many."""
+    def _known(self, batch: Sequence[Asked]) -> tuple[Names, Rows, Ints, Ints, Ints]:
+        """Candidates: names; rows from the near cache, what is too old or not there as unknown; ages; places; of each request how many."""
         counts = np.array([len(asked.item_ids) for asked in batch], np.int64)
         moments = np.array([asked.request.ts_ms for asked in batch], np.int64).repeat(counts)
         items, names = np.empty(len(moments), self._dtype), _names(batch)
-        return items, *self._near.take(names, int(time.monotonic() * 1000), moments, STALE_MS_MAX, items), counts
+        return names, items, *self._near.take(names, int(time.monotonic() * 1000), moments, STALE_MS_MAX, items), counts
 
     async def _read(self, generation: Generation, batch: Sequence[Asked], now_ms: int) -> Read:
         counts = [len(asked.item_ids) for asked in batch]
-        starts = np.array([0, *itertools.accumulate(counts)], np.int64)
+        starts = np.array([0, *accumulate(counts)], np.int64)
         of_users = np.array([asked.request.ts_ms for asked in batch], np.int64)
         moments, names = of_users.repeat(counts), _names(batch)
         items, near, applied = np.empty(len(moments), self._dtype), self._near, self._applied_before
@@ -226,7 +233,7 @@ class Reader:
             await self._backfill.fill([entity_named(ITEM, name) for name in names.of(wanted)], of_items, lack.as_of_ms)
         found, found_places = self._put(lack, of_items)
         whole(items)[rows], places[rows] = whole(found)[of], found_places[of]
-        return Read(items, places, starts, self._registry.columns(USER, users, of_users), _viewers(users), stale_ms, applied)
+        return Read(names, items, places, starts, self._registry.columns(USER, users, of_users), _viewers(users), stale_ms, applied)
 
     async def _fetch(self, generation: Generation, batch: Sequence[Asked], lack: Lack) -> list[bytes | None]:
         """The records of the batch's users, and behind them those of the items that it lacks. Raises TimeoutError past the budget."""

@@ -54,14 +54,24 @@ class Plan(NamedTuple):
 
 
 @numba.njit(cache=True, nogil=True)
-def by_score(scores: NDArray[np.float32], touched: Ints, k: int) -> Ints:
-    """The first k candidates of those that are not out, int64 [at most k]: who was seen behind the others, the first of equal ones first.
+def by_score(scores: NDArray[np.float32], touched: Ints, starts: Ints, ks: Ints) -> tuple[Ints, Ints]:
+    """Of each of r requests the first k candidates that are not out: who was seen behind the others, the first of equal ones first.
 
-    scores: float32 [n], NaN goes last. touched: int64 [n].
+    scores: float32 [n], NaN goes last. touched: int64 [n]. starts: int64 [r + 1], where each request's candidates begin. ks: int64 [r].
+    Returns which rows they are, int64 [m], request by request, and how many of each, int64 [r].
     """
-    order = np.empty(min(k, len(scores)), np.int64)
+    rows, counts, count = np.empty(len(scores), np.int64), np.empty(len(ks), np.int64), 0
+    for request in range(len(ks)):
+        counts[request] = _fill(scores, touched, starts[request], starts[request + 1], rows[count : count + ks[request]])
+        count += counts[request]
+    return rows[:count], counts
+
+
+@numba.njit(cache=True, inline="always")
+def _fill(scores: NDArray[np.float32], touched: Ints, begin: int, end: int, order: Ints) -> int:
+    """Fill order with the best of the candidates from begin to before end; returns how many they are."""
     count = 0
-    for candidate in range(len(scores)):
+    for candidate in range(begin, end):
         if touched[candidate] & OUT_OF_IT:
             continue
         place = min(count, len(order) - 1)
@@ -72,7 +82,7 @@ def by_score(scores: NDArray[np.float32], touched: Ints, k: int) -> Ints:
             place -= 1
         order[place] = candidate
         count = min(count + 1, len(order))
-    return order[:count]
+    return count
 
 
 @numba.njit(cache=True, inline="always")

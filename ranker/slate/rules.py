@@ -140,6 +140,11 @@ class Rules(Rule, frozen=True):
         return bool(self.caps or self.diversity or self.freshness or self.cold_start or self.exploration)
 
     @property
+    def is_weeding(self) -> bool:
+        """Whether some rule leaves items out for everybody."""
+        return bool(self.blocked_authors or self.safety)
+
+    @property
     def facts(self) -> frozenset[str]:
         """What these rules look at of an item. Who asks may block authors, so authors are always looked at."""
         named = {"removed", "author_id"}

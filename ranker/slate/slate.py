@@ -42,6 +42,11 @@ class Candidates(NamedTuple):
     scores: NDArray[np.float32]
     facts: Mapping[str, NDArray[Any]]
 
+    def part(self, begin: int, end: int) -> "Candidates":
+        """Those of one request among several's."""
+        facts = {name: column[begin:end] for name, column in self.facts.items()}
+        return Candidates(self.item_ids[begin:end], self.order_by[begin:end], self.scores[begin:end], facts)
+
 
 class Viewer(NamedTuple):
     """Who looks. market: its hash, 0 if it is not known; is_personalized: whether they want to be known by what they did."""
@@ -62,6 +67,18 @@ class Slate(NamedTuple):
     adjusted: Adjusted | None = None
 
 
+class Slated(NamedTuple):
+    """The slates of r requests, one behind the other.
+
+    rows: int64 [m], which of all candidates; counts: int64 [r], places of each. touched, propensities: [m], as Slate's, of each place.
+    """
+
+    rows: Ints
+    counts: Ints
+    touched: Ints
+    propensities: NDArray[np.float64]
+
+
 @dataclass(frozen=True, slots=True)
 class Slates:
     """Makes slates by rules."""
@@ -80,15 +97,26 @@ class Slates:
         plan = Plan(np.array(caps, np.int64).reshape(-1, 4), float(weight), diverse, float(epsilon), explored, rules.displacement_max)
         return cls(rules, blocked, plan)
 
+    def slates(self, candidates: Candidates, starts: Ints, requests: Sequence[RankRequest], viewers: Sequence[Viewer]) -> Slated:
+        """Those of r requests. starts: int64 [r + 1], where each one's candidates begin."""
+        each = zip(starts[:-1].tolist(), starts[1:].tolist(), requests, viewers, strict=True)
+        if self.rules.is_arranging:
+            return _joined([(begin, self.slate(candidates.part(begin, end), request, viewer)) for begin, end, request, viewer in each])
+        touched = _removed(candidates)
+        for begin, end, request, viewer in each:
+            if self.rules.is_weeding or request.context or not viewer.is_personalized:
+                touched[begin:end] = self._touched(candidates.part(begin, end), request, viewer)
+        ks = np.array([request.k for request in requests], np.int64)
+        rows, counts = by_score(candidates.order_by, touched, starts, ks)
+        return Slated(rows, counts, touched[rows], np.ones(len(rows)))
+
     def slate(self, candidates: Candidates, request: RankRequest, viewer: Viewer) -> Slate:
         """One request's slate."""
-        touched = self._out(candidates, request, viewer)
-        if not viewer.is_personalized:
-            touched |= int(Touch.UNPERSONALIZED)
+        touched = self._touched(candidates, request, viewer)
         if not self.rules.is_arranging:
-            order = by_score(candidates.order_by, touched, request.k)
+            order = _by_score(candidates, touched, request.k)
             return Slate(order, touched, np.ones(len(order)))
-        ranks = by_score(candidates.order_by, touched, len(touched))
+        ranks = _by_score(candidates, touched, len(touched))
         return self._arranged(candidates, request, ranks, touched)
 
     def _arranged(self, candidates: Candidates, request: RankRequest, ranks: Ints, touched: Ints) -> Slate:
@@ -105,10 +133,10 @@ class Slates:
         touched[ranks] |= moved
         return Slate(ranks[order], touched, propensities, adjusted)
 
-    def _out(self, candidates: Candidates, request: RankRequest, viewer: Viewer) -> Ints:
-        """Who is not returned, or last, and why."""
+    def _touched(self, candidates: Candidates, request: RankRequest, viewer: Viewer) -> Ints:
+        """Who is not returned, or last, and why; and who is scored without what is known of the person."""
         facts, context = candidates.facts, request.context
-        touched = np.where(facts["removed"], int(Touch.REMOVED), 0)
+        touched = _removed(candidates)
         blocked = _hashes(context.get(BLOCKED_AUTHOR_IDS, ""))
         if len(blocked) or len(self._blocked):
             touched |= np.where(np.isin(_authors(candidates), [*blocked, *self._blocked]), int(Touch.BLOCKED_AUTHOR), 0)
@@ -119,7 +147,27 @@ class Slates:
         if context.get(SEEN_ITEM_IDS):
             seen = set(context[SEEN_ITEM_IDS].split(","))
             touched |= np.array([int(Touch.SEEN) if item_id in seen else 0 for item_id in candidates.item_ids], np.int64)
+        if not viewer.is_personalized:
+            touched |= int(Touch.UNPERSONALIZED)
         return touched
+
+
+def _joined(slates: Sequence[tuple[int, Slate]]) -> Slated:
+    """Slates of several, each with the row of all at which its candidates begin."""
+    return Slated(
+        np.concatenate([begin + slate.order for begin, slate in slates]),
+        np.array([len(slate.order) for _, slate in slates]),
+        np.concatenate([slate.touched[slate.order] for _, slate in slates]),
+        np.concatenate([slate.propensities for _, slate in slates]),
+    )
+
+
+def _by_score(candidates: Candidates, touched: Ints, k: int) -> Ints:
+    return by_score(candidates.order_by, touched, np.array([0, len(touched)]), np.array([k]))[0]
+
+
+def _removed(candidates: Candidates) -> Ints:
+    return np.where(candidates.facts["removed"], int(Touch.REMOVED), 0)
 
 
 def _authors(candidates: Candidates) -> Hashes:

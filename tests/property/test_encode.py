@@ -2,45 +2,48 @@
 
 import struct
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ranker import encode
-from ranker.encode import Facts, Items
+from ranker.encode import Facts
+from ranker.slate.rules import reasons
 from schemas import codec
 from schemas.records import RankedItem, RankResponse, RankTelemetry, ServedItem
+from tests.places import Place, batches, encoded
 
 WORDS = st.text(max_size=90)
 DOUBLES = st.floats(allow_nan=False)
-PLACES = st.lists(st.tuples(WORDS, DOUBLES, st.lists(WORDS, max_size=3), st.binary(max_size=200), DOUBLES), max_size=5)
 FACTS = st.builds(Facts, WORDS, WORDS, WORDS, WORDS, WORDS, WORDS, WORDS, st.integers(-(2**63), 2**63 - 1), WORDS)
 
 
-def items(places: list[tuple[str, float, list[str], bytes, float]]) -> Items:
-    """A slate's columns."""
-    ids, scores, reasons, vectors, propensities = zip(*places, strict=True) if places else ([],) * 5
-    return Items(ids, scores, reasons, vectors, propensities)
+@given(batches(), FACTS, DOUBLES)
+def test_a_response_is_as_the_codec_writes_it(batch: list[list[Place]], facts: Facts, ms: float) -> None:
+    """Any ids, reasons and numbers, and an empty slate; each of its own request."""
+    for slate, items in zip(batch, encoded(facts.tenant, *batch), strict=True):
+        ranked = [RankedItem(item_id=place.item_id, score=place.score, reasons=list(reasons(place.touched))) for place in slate]
+
+        assert encode.response(items, facts, ms) == codec.encode(RankResponse(ranked_items=ranked, latency_ms=ms, **facts._asdict()))
 
 
-@given(PLACES, FACTS, DOUBLES)
-def test_a_response_is_as_the_codec_writes_it(places: list[tuple[str, float, list[str], bytes, float]], facts: Facts, ms: float) -> None:
-    """Any ids, reasons and numbers, and an empty slate."""
-    ranked = [RankedItem(item_id=item_id, score=score, reasons=reasons) for item_id, score, reasons, _, _ in places]
-    record = RankResponse(ranked_items=ranked, latency_ms=ms, **facts._asdict())
-
-    assert encode.response(items(places), facts, ms) == codec.encode(record)
-
-
-@given(PLACES, FACTS, st.integers(0, 10**12))
-def test_telemetry_is_as_the_codec_writes_it(places: list[tuple[str, float, list[str], bytes, float]], facts: Facts, old_ms: int) -> None:
+@given(batches(), FACTS, st.integers(0, 10**12))
+def test_telemetry_is_as_the_codec_writes_it(batch: list[list[Place]], facts: Facts, old_ms: int) -> None:
     """Any vectors, none at all, and more places than one byte counts."""
-    served = [
-        ServedItem(item_id=item_id, position=position, score=score, vector=vector, propensity=propensity)
-        for position, (item_id, score, _, vector, propensity) in enumerate(places * 30)
-    ]
-    record = RankTelemetry(items=served, staleness_ms=old_ms, **facts._asdict())
+    many = [slate * 30 for slate in batch]
+    for slate, items in zip(many, encoded(facts.tenant, *many), strict=True):
+        served = [
+            ServedItem(
+                item_id=place.item_id,
+                position=position,
+                score=place.score,
+                vector=np.array(place.vector, "<f4").tobytes(),
+                propensity=place.propensity,
+            )
+            for position, place in enumerate(slate)
+        ]
 
-    assert encode.telemetry(items(places * 30), facts, old_ms) == codec.encode(record)
+        assert encode.telemetry(items, facts, old_ms) == codec.encode(RankTelemetry(items=served, staleness_ms=old_ms, **facts._asdict()))
 
 
 @given(st.integers(-(2**63), 2**63 - 1))

@@ -9,7 +9,7 @@ from msgspec import convert, json
 from msgspec.structs import replace
 
 from ranker import encode
-from ranker.encode import Facts, Items
+from ranker.encode import Facts
 from ranker.fronts.grpc import as_message
 from ranker.fronts.quick import avro as quick
 from ranker.fronts.quick.answers import ranked
@@ -20,6 +20,7 @@ from schemas import codec
 from schemas.errors import DecodeError
 from schemas.records import RankRequest
 from schemas.topics import RANK_REQUESTS
+from tests.places import Place, batches, encoded
 
 WORDS = st.text(max_size=90)
 IDS = st.text("abé0", min_size=1, max_size=40)
@@ -39,7 +40,6 @@ REQUESTS = st.builds(
     tenant=WORDS,
 )
 DOUBLES = st.floats(allow_nan=False)
-PLACES = st.lists(st.tuples(WORDS, DOUBLES, st.lists(WORDS, max_size=3), st.just(b""), DOUBLES), max_size=5)
 FACTS = st.builds(Facts, IDS, IDS, WORDS, WORDS, WORDS, WORDS, WORDS, LONGS, WORDS)
 #: Where bytes are changed, and to what.
 CHANGES = st.lists(st.tuples(st.integers(0, 10_000), st.sampled_from([0, 1, 2, 3, 0x7F, 0x80, 0xC3, 0xFF])), max_size=3)
@@ -119,13 +119,12 @@ def test_a_request_that_a_header_names_the_schema_of_is_the_codecs() -> None:
     assert quick.request(codec.encode(request), [(codec.SCHEMA_ID_HEADER, b"\0\0\0\0\1")]) is None
 
 
-@given(PLACES, FACTS, DOUBLES)
-def test_what_a_response_was_made_of_says_what_its_bytes_say(
-    places: list[tuple[str, float, list[str], bytes, float]], facts: Facts, ms: float
-) -> None:
+@given(batches(width_max=0), FACTS, DOUBLES)
+def test_what_a_response_was_made_of_says_what_its_bytes_say(batch: list[list[Place]], facts: Facts, ms: float) -> None:
     """Over HTTP and over gRPC, to the byte: asked again, there are only the bytes."""
-    said = Said(Items(*zip(*places, strict=True)) if places else Items([], [], [], [], []), facts, ms)
-    response = encode.response(*said)
-    new, again = ranked(Answer(response, None, said)), ranked(Answer(response, None))
+    for items in encoded(facts.tenant, *batch):
+        said = Said(items, facts, ms)
+        response = encode.response(*said)
+        new, again = ranked(Answer(response, None, said)), ranked(Answer(response, None))
 
-    assert (json.encode(new), as_message(new)) == (json.encode(again), as_message(again))
+        assert (json.encode(new), as_message(new)) == (json.encode(again), as_message(again))

@@ -38,6 +38,9 @@ class Case:
     seen: frozenset[int]
 
 
+FACTS = ("removed", "author_id", "topic_tags", "impressions", "created_at_ms", "content_embedding")
+
+
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     count = draw(st.integers(1, 24))
@@ -92,6 +95,27 @@ def breaks(cap: Cap, case: Case, above: list[int], candidate: int) -> bool:
         return bool(authors[candidate]) and sum(authors[one] == authors[candidate] for one in run) >= cap.count
     topics: NDArray[np.uint64] = case.candidates.facts["topic_tags"]
     return any(topic and sum(topic in topics[one] for one in run) >= cap.count for topic in topics[candidate])
+
+
+@given(
+    st.just(Rules()) | st.just(Rules(blocked_authors=("x",))) | RULES, st.lists(st.tuples(cases(), st.booleans()), min_size=1, max_size=4)
+)
+def test_slates_of_a_batch_are_each_requests_own(rules: Rules, batch: list[tuple[Case, bool]]) -> None:
+    """Whatever stands beside it, with and without rules, for people who want to be known and who do not."""
+    cases, viewers = [case for case, _ in batch], [Viewer(is_personalized=is_personalized) for _, is_personalized in batch]
+    starts = np.cumsum([0, *(len(case.candidates.item_ids) for case in cases)])
+    columns = [[case.candidates.facts[name] for case in cases] for name in FACTS]
+    scores = np.concatenate([case.candidates.scores for case in cases])
+    names = [name for case in cases for name in case.candidates.item_ids]
+    candidates = Candidates(names, scores, scores, dict(zip(FACTS, map(np.concatenate, columns), strict=True)))
+
+    found = Slates.by(rules).slates(candidates, starts, [case.request for case in cases], viewers)
+    single = [Slates.by(rules).slate(case.candidates, case.request, viewer) for case, viewer in zip(cases, viewers, strict=True)]
+
+    assert found.counts.tolist() == [len(slate.order) for slate in single]
+    assert found.rows.tolist() == [row for begin, slate in zip(starts[:-1], single, strict=True) for row in (begin + slate.order).tolist()]
+    assert found.touched.tolist() == [touch for slate in single for touch in slate.touched[slate.order].tolist()]
+    assert found.propensities.tolist() == [one for slate in single for one in slate.propensities.tolist()]
 
 
 @given(RULES, cases())

@@ -20,8 +20,14 @@ def found(snapshot: Mapping[str, float], near: Mapping[str, float], *item_ids: s
     rows = np.zeros(len(near) + 1, ROW)
     rows[VECTOR][:, CTR_AT] = [*near.values(), CTR_PRIOR]
     places = np.array([list(near).index(item_id) if item_id in near else UNKNOWN for item_id in item_ids])
-    scores = Popularity(snapshot, ctr_at).scores(item_ids, rows, places)
-    return None if scores is None else scores.tolist()
+    # Beside a request of which nothing is known.
+    starts, both = np.array([0, 1, 1 + len(item_ids)]), ["strange", *item_ids]
+    scores, is_known = Popularity(snapshot, ctr_at).scores(both, starts, rows, np.append(UNKNOWN, places))
+    assert (scores[0], is_known[0]) == (0, False)
+    if not is_known[1]:
+        assert not scores.any()
+        return None
+    return scores[1:].tolist()  # type: ignore[no-any-return]  # numpy's is any
 
 
 def test_the_snapshot_of_the_bundle_is_known_from_the_start() -> None:
@@ -30,7 +36,7 @@ def test_the_snapshot_of_the_bundle_is_known_from_the_start() -> None:
 
 
 def test_nothing_known_is_nothing_said() -> None:
-    """Where not one candidate is known there is no order by popularity: the caller keeps the order it was given."""
+    """Where not one candidate is known there is no order by popularity: all are 0, and come in the order they were given."""
     assert found({"a": 0.5}, {}, "x", "y") is None
 
 

@@ -1,8 +1,10 @@
 """Who waits to be ranked, and who is not let in."""
 
+import asyncio
+
 import pytest
 
-from ranker.queue import BATCH_COUNT_MAX, SHARED_COUNT, WAITING_COUNT_MAX, WAITING_S_MAX, Queue
+from ranker.queue import BATCH_COUNT_MAX, SHARED_COUNT, WAITING_COUNT_MAX, WAITING_S_MAX, Gathered, Queue
 from ranker.reads.answers import Call
 from ranker.reads.reader import Asked
 from tests.rankers import request
@@ -76,3 +78,43 @@ def test_one_batch_that_stood_still_turns_nobody_away() -> None:
     found.put(call(1.0))
 
     assert not found.is_too_long(1.0 + UNTIL_S, 1.0)
+
+
+async def test_what_comes_in_a_round_is_taken_together() -> None:
+    """In the next round, so many at a time as a batch has; what comes while the last of them is taken is in the round after."""
+    taken: list[list[int]] = []
+
+    def take(batch: list[int]) -> None:
+        taken.append(list(batch))
+        if batch == [BATCH_COUNT_MAX]:
+            gathered.put(-1)
+
+    gathered = Gathered(take)
+    for number in range(BATCH_COUNT_MAX + 1):
+        gathered.put(number)
+    assert taken == []
+    await asyncio.sleep(0)
+    assert taken == [list(range(BATCH_COUNT_MAX)), [BATCH_COUNT_MAX]]
+    await asyncio.sleep(0)
+
+    assert taken[2:] == [[-1]]
+
+
+async def test_one_that_cannot_be_taken_keeps_no_other() -> None:
+    """The loop is told of the fault, of the batch's and of its own; all others are taken, each alone."""
+    taken: list[int] = []
+    faults: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context["exception"]))
+
+    def take(batch: list[int]) -> None:
+        if 2 in batch:
+            raise ZeroDivisionError
+        taken.extend(batch)
+
+    gathered = Gathered(take)
+    for number in range(4):
+        gathered.put(number)
+    for _ in range(4):
+        await asyncio.sleep(0)
+
+    assert (taken, list(map(type, faults))) == ([0, 1, 3], [ZeroDivisionError] * 2)

@@ -23,14 +23,14 @@ from online_store import keys, reading
 from online_store.redis import RedisStore
 from online_store.servers import node
 from ranker import encode
-from ranker.reads import lacking, near
+from ranker.reads import lacking, near, popularity
 from ranker.slate import arrange
 from ranker.trees import kernel
 from tests import rankers
 
 LOOPS = (
     *(near._split, near._take, lacking._lacking, keys._spell, reading._read, near._put),
-    *(kernel._fold_all, kernel._score, arrange.by_score, encode._write, node._frame),
+    *(kernel._fold_all, kernel._score, arrange.by_score, encode._write, popularity._seen, node._frame),
 )
 
 def compiled():

@@ -12,7 +12,7 @@ def ranked(answer: Answer) -> Ranked:
     if answer.said is None:
         return ranked_again(answer.response)
     items, facts, latency_ms = answer.said
-    places = list(map(Place, items.ids, items.scores, items.reasons))
+    places = list(map(Place, *items.columns()))
     return Ranked(places, facts.model_version, facts.feature_version, latency_ms, facts.request_id, facts.degraded, facts.generation)
 
 
