@@ -64,26 +64,16 @@ def items(places: Places, names: Names, tenants: Sequence[str], vectors: NDArray
     names: of all candidates; tenants: of each request. vectors: [m, features], what was scored of each place; none where nothing was.
     """
     slated = places.slated
-    skips = np.array([len(tenant.encode()) + 1 for tenant in tenants], np.int64).repeat(slated.counts)
-    begins, ends = names.starts[slated.rows] + skips, names.starts[slated.rows + 1] - 1
-    numbers = np.array([places.scores, slated.propensities], np.float64).view(np.uint8)
+    prefixes = np.array([len(tenant.encode()) + 1 for tenant in tenants], np.int64)
     packed = np.ascontiguousarray(vectors, "<f4").view(np.uint8)
-    place_bytes = PLACE_BYTES_MAX + packed.shape[1]
-    room = (
-        int((ends - begins).sum())
-        + len(begins) * place_bytes
-        + np.count_nonzero(slated.touched) * len(_REASONS)
-        + len(tenants) * SLATE_BYTES_MAX
+    numbers = (places.scores, slated.propensities, slated.touched)
+    ranked, served, ends = _write(
+        names.text, names.starts, prefixes, slated.counts, slated.rows, *numbers, packed, _REASONS, _REASON_STARTS
     )
-    ranked, served = np.empty((2, room), np.uint8)
-    sizes = np.zeros((2, len(tenants) + 1), np.int64)
-    _write(names.text, begins, ends, numbers, slated.touched, _REASONS, _REASON_STARTS, packed, slated.counts, ranked, served, sizes)
-    parts = [
-        [column[begin:end].tobytes() for begin, end in pairwise(size.tolist())]
-        for column, size in zip((ranked, served), sizes, strict=True)
+    return [
+        Items(places, begin, end, ranked[ranked_begin:ranked_end].tobytes(), served[served_begin:served_end].tobytes())
+        for (begin, ranked_begin, served_begin), (end, ranked_end, served_end) in pairwise(ends.tolist())
     ]
-    bounds = pairwise([0, *np.cumsum(slated.counts).tolist()])
-    return [Items(places, begin, end, *written) for (begin, end), *written in zip(bounds, *parts, strict=True)]
 
 
 class Facts(NamedTuple):
@@ -160,42 +150,48 @@ def _count(items: Sized) -> bytes:
 @numba.njit(cache=True, nogil=True)
 def _write(  # noqa: PLR0913  # compiled functions take arrays, not objects
     text: Buffer,
-    begins: Ints,
-    ends: Ints,
-    numbers: NDArray[np.uint8],
+    starts: Ints,
+    prefixes: Ints,
+    counts: Ints,
+    rows: Ints,
+    scores: NDArray[np.float32],
+    propensities: NDArray[np.float64],
     touched: Ints,
+    vectors: NDArray[np.uint8],
     words: Buffer,
     word_starts: Ints,
-    vectors: NDArray[np.uint8],
-    counts: Ints,
-    ranked: Buffer,
-    served: Buffer,
-    sizes: NDArray[np.int64],
-) -> None:
-    """Fill ranked and served with the places of r slates, and sizes, int64 [2, r + 1], with where each slate begins in them, and the end.
+) -> tuple[Buffer, Buffer, Ints]:
+    """The places of r slates as in a response, as in telemetry; and how many places and bytes of each end with a slate, int64 [r + 1, 3].
 
-    begins, ends: int64 [m], of ids in text. numbers: uint8 [2, 8 m], doubles, scores and propensities. words, word_starts: reason codes.
-    vectors: uint8 [m, bytes]. counts: int64 [r].
+    text, starts: names of all candidates. prefixes: int64 [r], bytes of a name before its id. vectors: uint8 [m, bytes]. words: of reasons.
     """
+    room = SLATE_BYTES_MAX * len(counts)
+    for place in range(len(rows)):
+        room += PLACE_BYTES_MAX + starts[rows[place] + 1] - starts[rows[place]] + vectors.shape[1] + len(words) * (touched[place] != 0)
+    ranked, served, ends = np.empty(room, np.uint8), np.empty(room, np.uint8), np.zeros((len(counts) + 1, 3), np.int64)
+    number = np.empty(2)
+    score, propensity = number[:1].view(np.uint8), number[1:].view(np.uint8)
     place = at = to = 0
     for slate in range(len(counts)):
         if counts[slate]:
             at, to = _put(ranked, at, counts[slate]), _put(served, to, counts[slate])
         for position in range(counts[slate]):
-            length = ends[place] - begins[place]
-            at = _copy(text, begins[place], length, ranked, _put(ranked, at, length))
-            at = _copy(numbers[0], 8 * place, 8, ranked, at)
-            at = _put_reasons(ranked, at, touched[place], words, word_starts)
-            to = _copy(text, begins[place], length, served, _put(served, to, length))
-            to = _copy(numbers[0], 8 * place, 8, served, _put(served, to, position))
+            begin = starts[rows[place]] + prefixes[slate]
+            length = starts[rows[place] + 1] - 1 - begin
+            number[0], number[1] = scores[place], propensities[place]
+            at = _copy(text, begin, length, ranked, _put(ranked, at, length))
+            at = _put_reasons(ranked, _copy(score, 0, 8, ranked, at), touched[place], words, word_starts)
+            to = _copy(text, begin, length, served, _put(served, to, length))
+            to = _copy(score, 0, 8, served, _put(served, to, position))
             to = _copy(vectors[place], 0, vectors.shape[1], served, _put(served, to, vectors.shape[1]))
-            to = _copy(numbers[1], 8 * place, 8, served, to)
+            to = _copy(propensity, 0, 8, served, to)
             served[to] = 0
             to += 1
             place += 1
         ranked[at] = served[to] = 0
         at, to = at + 1, to + 1
-        sizes[0, slate + 1], sizes[1, slate + 1] = at, to
+        ends[slate + 1, 0], ends[slate + 1, 1], ends[slate + 1, 2] = place, at, to
+    return ranked, served, ends
 
 
 @numba.njit(cache=True, inline="always")
