@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from ranker.reads.answers import Call
+from ranker.reads.answers import LAST_SHARE, Call
 
 #: Requests of one batch. A batch costs some 2 ms however few are in it, little for each of so many; more would let the first wait for the
 #: last, and who comes meanwhile for all of them.
@@ -15,8 +15,6 @@ SHARED_COUNT = 16
 #: Requests that may wait, and how long the first of them may have (seconds): a read that hangs, and some. Past either one is answered by
 #: popularity: it would not be read for inside its deadline, and callers would run out of connections to ask on.
 WAITING_COUNT_MAX, WAITING_S_MAX = 512, 0.04
-#: How much of what batches are said to take is the last one's: a few in a row are believed, one that stood still is not.
-LAST_SHARE = 0.25
 
 One = TypeVar("One")
 
@@ -37,10 +35,19 @@ class Queue:
         """Behind all others."""
         self._calls.append(call)
 
-    def take(self, now_s: float) -> list[Call]:
-        """The next batch."""
+    def take(self, now_s: float, keep_s: float) -> tuple[list[Call], list[Call]]:
+        """The next batch; and who was in it, but waited too long to be ranked in time. keep_s: how long it takes to keep answers."""
         self._begun_s = now_s
-        return [self._calls.popleft() for _ in range(min(len(self._calls), BATCH_COUNT_MAX))]
+        batch: list[Call] = []
+        late: list[Call] = []
+        for _ in range(min(len(self._calls), BATCH_COUNT_MAX)):
+            call = self._calls.popleft()
+            (late if self._is_late(call, now_s, keep_s) else batch).append(call)
+        return batch, late
+
+    def _is_late(self, call: Call, now_s: float, keep_s: float) -> bool:
+        """Only who waited for long: else, after one batch that took too long, all would be turned away, and none show that it is over."""
+        return now_s - call.received_s > WAITING_S_MAX and now_s + self._batch_s + keep_s > call.deadline_s - call.reserve_s
 
     def done(self, now_s: float) -> None:
         """It is the next one's turn."""

@@ -125,7 +125,7 @@ class Ranker:
         return await self._current.served.explain(request)
 
     def _begin(self, call: Call) -> None:
-        if self._waiting.is_too_long(call.deadline_s - call.reserve_s, time.perf_counter()):
+        if self._waiting.is_too_long(call.deadline_s - call.reserve_s - self._answers.keep_s, time.perf_counter()):
             self._shed(call, "queue")
             return
         self._waiting.put(call)
@@ -165,8 +165,7 @@ class Ranker:
     def _turn_away(self, calls: Sequence[Call]) -> None:
         for served, alike in groupby(calls, self._served):
             batch = list(alike)
-            ranked = served.pipeline.by_popularity([call.asked for call in batch])
-            self._encode(list(zip(batch, ranked, strict=True)))
+            self._encode(list(zip(batch, served.pipeline.by_popularity([call.asked for call in batch]), strict=True)))
 
     async def _read_all(self) -> None:
         """Read batch after batch. Where many wait, the store reads for the next while each is ranked."""
@@ -175,8 +174,10 @@ class Ranker:
                 soon_s = self._next_read_s - time.perf_counter()
                 if soon_s > 0 and len(self._waiting) < SHARED_COUNT:
                     await asyncio.sleep(soon_s)
-                wanted = [call for call in self._waiting.take(time.perf_counter()) if self._is_wanted(call)]
-                if wanted:
+                taken, late = self._waiting.take(time.perf_counter(), self._answers.keep_s)
+                for call in filter(self._is_wanted, late):
+                    self._shed(call, "queue")
+                if wanted := list(filter(self._is_wanted, taken)):
                     metrics.QUEUE.observe(time.perf_counter() - wanted[0].received_s)
                     await self._read(wanted)
                     self._waiting.done(now_s := time.perf_counter())

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import math
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,10 @@ ANSWER_TTL_MS = 900_000
 ANSWERS_COUNT_MAX = 10_000
 #: Answers that wait to be kept (some 3 KB each). What comes while a store takes none of them is not kept.
 UNKEPT_COUNT_MAX = 8_192
+#: How much of what something is said to take is what it took last: a few in a row are believed, one that stood still is not.
+LAST_SHARE = 0.25
+#: A store that hangs says of how long keeping takes no more than this (seconds).
+KEEP_S_MAX = 0.04
 
 
 class Said(NamedTuple):
@@ -97,10 +102,11 @@ class Call:
 
 
 class Keeping(NamedTuple):
-    """Answers that are to be kept, by answer_key. then: takes what holds of them."""
+    """Answers that are to be kept, by answer_key. then: takes what holds of them. since_s: time.perf_counter()."""
 
     ours: Sequence[tuple[bytes, bytes]]
     then: Callable[[Sequence[bytes]], None]
+    since_s: float
 
 
 class Answers:
@@ -113,6 +119,8 @@ class Answers:
         self._waiting: deque[Keeping] = deque()
         self._waiting_count = 0
         self._keeping: asyncio.Task[None] | None = None
+        #: How long answers take to be kept (seconds).
+        self.keep_s = 0.0
 
     def find(self, key: bytes) -> bytes | None:
         """What this process answered."""
@@ -132,7 +140,7 @@ class Answers:
         if self._waiting_count >= UNKEPT_COUNT_MAX:
             then([response for _, response in ours])
             return
-        self._waiting.append(Keeping(ours, then))
+        self._waiting.append(Keeping(ours, then, time.perf_counter()))
         self._waiting_count += len(ours)
         if self._keeping is None:
             self._keeping = asyncio.get_running_loop().create_task(self._keep_all())
@@ -146,6 +154,8 @@ class Answers:
                 self._waiting_count = 0
                 with metrics.KEEP.time():
                     kept = await self._kept([answer for keeping in together for answer in keeping.ours])
+                took_s = time.perf_counter() - together[0].since_s
+                self.keep_s += LAST_SHARE * (min(took_s, KEEP_S_MAX) - self.keep_s)
                 for keeping in together:
                     keeping.then([_holds(next(kept), response) for _, response in keeping.ours])
         finally:

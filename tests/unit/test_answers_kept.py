@@ -1,12 +1,12 @@
 """Answers are kept one call after the other; a call that is late goes on for nobody, and what comes meanwhile shares the next."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from ranker.reads import answers as reads
-from ranker.reads.answers import Answers
+from ranker.reads.answers import KEEP_S_MAX, LAST_SHARE, Answers
 from tests.rankers import Failing, hang, slow
 
 KEY, PATIENCE_S = b"answer::r1", 5.0
@@ -94,3 +94,22 @@ async def test_a_store_that_hangs_does_not_fill_the_memory(store: Counting, monk
     given = await told(answers, [(KEY, b"ours")])
 
     assert (hung, given, await store.keep_answers([(KEY, b"theirs")], 1_000)) == ([1, 2], [b"ours"], [b"ours"])
+
+
+@pytest.mark.parametrize("fault", [slow, hang])
+async def test_how_long_keeping_takes_is_known(store: Counting, fault: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A share of what the last call took, from when it was wanted; of one that hangs no more than its bound."""
+    monkeypatch.setattr(reads, "LATE_S", 2 * KEEP_S_MAX)
+    answers = Answers(store)
+    assert answers.keep_s == 0
+    store.keep_fault = fault
+    told(answers, response(0))
+    await over()
+    after_one = answers.keep_s
+    store.keep_fault = None
+    for number in range(1, 9):
+        told(answers, response(number))
+        await over()
+
+    assert 0 < after_one <= LAST_SHARE * KEEP_S_MAX
+    assert answers.keep_s < after_one

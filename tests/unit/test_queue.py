@@ -21,9 +21,9 @@ def queue(waiting: int, batch_s: float = 0.0) -> Queue:
     """Where so many wait behind a batch that began at 0; those before took so long."""
     found = Queue()
     for _ in range(BATCHES_COUNT):
-        found.take(0.0)
+        found.take(0.0, 0.0)
         found.done(batch_s)
-    found.take(0.0)
+    found.take(0.0, 0.0)
     for _ in range(waiting):
         found.put(call())
     return found
@@ -35,7 +35,25 @@ def test_calls_are_taken_in_batches_as_they_came() -> None:
     for one in calls:
         found.put(one)
 
-    assert [found.take(0.0), found.take(0.0), found.take(0.0)] == [calls[:-1], calls[-1:], []]
+    assert [found.take(0.0, 0.0) for _ in range(3)] == [(calls[:-1], []), (calls[-1:], []), ([], [])]
+
+
+@pytest.mark.parametrize(("waited_s", "batch_s", "keep_s", "is_late"), [
+    (0.050, 0.010, 0.004, False),  # 64 of 65
+    (0.050, 0.010, 0.006, True),
+    (0.050, 0.016, 0.000, True),
+    (WAITING_S_MAX - 0.001, 0.050, 0.030, False),  # it has not waited for long: who knows whether batches still take so long
+    (0.066, 0.000, 0.000, True),
+])  # fmt: skip
+def test_who_waited_too_long_is_not_in_the_batch(waited_s: float, batch_s: float, keep_s: float, *, is_late: bool) -> None:
+    """By what a batch takes and what it takes to keep its answers; those beside them are."""
+    found = queue(0, batch_s)
+    old, new = call(), call(waited_s)
+    for one in (old, new):
+        one.deadline_s, one.reserve_s = one.received_s + UNTIL_S + 0.015, 0.015
+        found.put(one)
+
+    assert found.take(waited_s, keep_s) == (([new], [old]) if is_late else ([old, new], []))
 
 
 def test_where_nobody_waits_everybody_is_let_in() -> None:
@@ -74,7 +92,7 @@ def test_one_batch_that_stood_still_turns_nobody_away() -> None:
     """A process that stood still once will not each time."""
     found = queue(1, batch_s=0.003)
     found.done(0.08)
-    found.take(1.0)
+    found.take(1.0, 0.0)
     found.put(call(1.0))
 
     assert not found.is_too_long(1.0 + UNTIL_S, 1.0)
