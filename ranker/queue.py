@@ -14,7 +14,7 @@ BATCH_COUNT_MAX = 32
 SHARED_COUNT = 16
 #: Requests that may wait, and how long the first of them may have (seconds): a read that hangs, and some. Past either one is answered by
 #: popularity: it would not be read for inside its deadline, and callers would run out of connections to ask on.
-WAITING_COUNT_MAX, WAITING_S_MAX = 512, 0.04
+WAITING_COUNT_MAX, WAITING_S_MAX = 512, 0.03
 
 One = TypeVar("One")
 
