@@ -35,7 +35,8 @@ def batches(width_max: int = 50) -> st.SearchStrategy[list[list[Place]]]:
 
 
 def encoded(tenant: str, *slates: Sequence[Place]) -> list[Items]:
-    """The slates of one batch; a candidate of each request has no place, and stands before those that have one."""
+    """The slates of one batch, each of another tenant; a candidate of each has no place, and stands before those that have one."""
+    tenants = [tenant + number * "t" for number in range(len(slates))]
     candidates = [["out", *(place.item_id for place in slate)] for slate in slates]
     places = [place for slate in slates for place in slate]
     ends = np.cumsum([len(ids) for ids in candidates])
@@ -44,5 +45,5 @@ def encoded(tenant: str, *slates: Sequence[Place]) -> list[Items]:
     slated = Slated(rows, counts, touched, np.array([place.propensity for place in places], np.float64))
     scores = np.array([place.score for place in places], np.float32)
     vectors = np.array([place.vector for place in places], np.float32).reshape(len(places), len(places[0].vector) if places else 0)
-    names, flat = names_of([(tenant, ids) for ids in candidates]), [item_id for ids in candidates for item_id in ids]
-    return items(Places(flat, slated, scores), names, [tenant] * len(slates), vectors)
+    names, flat = names_of(list(zip(tenants, candidates, strict=True))), [item_id for ids in candidates for item_id in ids]
+    return items(Places(flat, slated, scores), names, tenants, vectors)

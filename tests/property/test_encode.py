@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ranker import encode
 from ranker.encode import Facts
-from ranker.slate.rules import reasons
+from ranker.slate.rules import Touch, reasons
 from schemas import codec
 from schemas.records import RankedItem, RankResponse, RankTelemetry, ServedItem
 from tests.places import Place, batches, encoded
@@ -25,6 +25,15 @@ def test_a_response_is_as_the_codec_writes_it(batch: list[list[Place]], facts: F
         ranked = [RankedItem(item_id=place.item_id, score=place.score, reasons=list(reasons(place.touched))) for place in slate]
 
         assert encode.response(items, facts, ms) == codec.encode(RankResponse(ranked_items=ranked, latency_ms=ms, **facts._asdict()))
+
+
+def test_there_is_room_for_every_reason() -> None:
+    """At once, on each of many short ids."""
+    slate = [Place("i", 0.5, 2 ** len(Touch) - 1, (), 1.0)] * 200
+    [items] = encoded("", slate)
+
+    assert items.ranked.count(Touch.COLD_START.name.encode()) == 200
+    assert items.columns() == (["i"] * 200, [0.5] * 200, [tuple(touch.name for touch in Touch)] * 200)
 
 
 @given(batches(), FACTS, st.integers(0, 10**12))

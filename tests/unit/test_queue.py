@@ -136,3 +136,8 @@ async def test_one_that_cannot_be_taken_keeps_no_other() -> None:
         await asyncio.sleep(0)
 
     assert (taken, list(map(type, faults))) == ([0, 1, 3], [ZeroDivisionError] * 2)
+    gathered.put(2)
+    for _ in range(4):
+        await asyncio.sleep(0)
+
+    assert len(faults) == 3

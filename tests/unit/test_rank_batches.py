@@ -297,6 +297,15 @@ async def test_who_is_turned_away_repeats_what_another_worker_answered(
     assert given == Answer(before.response, None)
 
 
+async def test_who_waited_too_long_is_turned_away_unread(ranker: Ranker, store: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, not when its deadline is near."""
+    monkeypatch.setattr("ranker.queue.Queue._is_late", lambda *_: True)
+    async with asyncio.timeout(PATIENCE_S):
+        given = await ask(ranker, "i1", "i2", deadline_ms=int(10_000 * PATIENCE_S))
+
+    assert (given.degraded, store.reads) == (Degraded.POPULARITY, [])
+
+
 async def test_a_queue_that_does_not_get_on_sheds_to_the_fallback(ranker: Ranker, monkeypatch: pytest.MonkeyPatch) -> None:
     """However short it is: who came first has waited for too long, and so would they."""
     monkeypatch.setattr("ranker.queue.WAITING_S_MAX", -1.0)
