@@ -306,6 +306,17 @@ async def test_who_waited_too_long_is_turned_away_unread(ranker: Ranker, store: 
     assert (given.degraded, store.reads) == (Degraded.POPULARITY, [])
 
 
+async def test_what_it_takes_to_keep_answers_counts(ranker: Ranker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who comes while another one waits is turned away where the store would take longer than there is time; so is who waited for it."""
+    monkeypatch.setattr(ranker._answers, "keep_s", 60.0)
+    first = await all_of(ranker, *[(("i1",), {})] * 2)
+    monkeypatch.setattr("ranker.queue.WAITING_S_MAX", -1.0)
+    waited = await ask(ranker, "i1", request_id="r2")
+
+    assert [response(answer.response).degraded for answer in first] == ["NONE", "POPULARITY"]
+    assert waited.degraded == Degraded.POPULARITY
+
+
 async def test_a_queue_that_does_not_get_on_sheds_to_the_fallback(ranker: Ranker, monkeypatch: pytest.MonkeyPatch) -> None:
     """However short it is: who came first has waited for too long, and so would they."""
     monkeypatch.setattr("ranker.queue.WAITING_S_MAX", -1.0)
