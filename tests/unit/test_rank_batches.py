@@ -308,7 +308,7 @@ async def test_who_waited_too_long_is_turned_away_unread(ranker: Ranker, store: 
 
 async def test_what_it_takes_to_keep_answers_counts(ranker: Ranker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who comes while another one waits is turned away where the store would take longer than there is time; so is who waited for it."""
-    monkeypatch.setattr(ranker._answers, "keep_s", 60.0)
+    monkeypatch.setattr(ranker._answers, "keep_s", 60.0)  # noqa: SLF001  # what a slow store would make it
     first = await all_of(ranker, *[(("i1",), {})] * 2)
     monkeypatch.setattr("ranker.queue.WAITING_S_MAX", -1.0)
     waited = await ask(ranker, "i1", request_id="r2")
