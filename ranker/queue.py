@@ -1,4 +1,4 @@
-"""Who waits to be ranked, and who would wait too long: it is said at once, while it still costs little."""
+"""Who waits to be ranked, and who would wait too long: it is said at once, while it still costs little. And what one round gathers."""
 
 import asyncio
 from collections import deque

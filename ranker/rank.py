@@ -157,7 +157,7 @@ class Ranker:
             self._shed(call, "deadline")
 
     def _shed(self, call: Call, cause: str) -> None:
-        """Answer at the least cost, which it is with others."""
+        """Answer at the least cost: together with who else is turned away in this round of the loop."""
         metrics.FALLBACKS.labels(cause).inc()
         call.is_settled = True
         self._turned_away.put(call)

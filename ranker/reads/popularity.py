@@ -29,8 +29,8 @@ class Popularity:
         is_known[unseen] = False
         told = {row: score for row in unseen.tolist() if (score := self._snapshot.get(item_ids[row])) is not None}
         found[list(told)], is_known[list(told)] = list(told.values()), True
-        of = np.logical_or.reduceat(is_known, starts[:-1])
-        return found * of.repeat(np.diff(starts)), of
+        has_known = np.logical_or.reduceat(is_known, starts[:-1])
+        return found * has_known.repeat(np.diff(starts)), has_known
 
 
 @numba.njit(cache=True, nogil=True)
