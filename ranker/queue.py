@@ -12,6 +12,9 @@ from ranker.reads.answers import LAST_SHARE, Call
 BATCH_COUNT_MAX = 32
 #: So many begin a read at once, while the batch before is ranked: what any batch costs is little for each of them.
 SHARED_COUNT = 16
+#: A read that took longer than this (seconds) had to wait for the store, or for the loop. Who comes so long after its batch shares the next
+#: read, for many small ones would make either slower. Else the next begins at once: a wait is felt by all.
+WINDOW_S = 0.002
 #: Requests that may wait, and how long the first of them may have (seconds): a read that hangs, and some. Past either one is answered by
 #: popularity: it would not be read for inside its deadline, and callers would run out of connections to ask on.
 WAITING_COUNT_MAX, WAITING_S_MAX = 512, 0.03
@@ -25,11 +28,16 @@ class Queue:
     def __init__(self) -> None:
         """Nobody waits."""
         self._calls: deque[Call] = deque()
-        #: When the last batch began, and how long one takes.
-        self._begun_s = self._batch_s = 0.0
+        #: When the last batch began, and how long one takes; how long its read took, and when the next may begin.
+        self._begun_s = self._batch_s = self._read_s = self._next_s = 0.0
 
     def __len__(self) -> int:
         return len(self._calls)
+
+    @property
+    def is_long(self) -> bool:
+        """Whether so many wait that they begin a read at once."""
+        return len(self._calls) >= SHARED_COUNT
 
     def put(self, call: Call) -> None:
         """Behind all others."""
@@ -49,9 +57,18 @@ class Queue:
         """Only who waited for long: else, after one batch that took too long, all would be turned away, and none show that it is over."""
         return now_s - call.received_s > WAITING_S_MAX and now_s + self._batch_s + keep_s > call.deadline_s - call.reserve_s
 
+    def read(self, now_s: float) -> None:
+        """What the last batch must know is there."""
+        self._read_s = now_s - self._begun_s
+
     def done(self, now_s: float) -> None:
         """It is the next one's turn."""
         self._batch_s += LAST_SHARE * (now_s - self._begun_s - self._batch_s)
+        self._next_s = now_s + (WINDOW_S if self._read_s > WINDOW_S else 0.0)
+
+    def pause_s(self, now_s: float) -> float:
+        """How long to wait for who may come yet, before the next batch is taken; none where it is not above zero."""
+        return 0.0 if self.is_long else self._next_s - now_s
 
     def is_too_long(self, until_s: float, now_s: float) -> bool:
         """Whether who comes now would not be ranked until then, behind all who wait."""
@@ -61,7 +78,7 @@ class Queue:
         if count >= WAITING_COUNT_MAX or now_s - self._calls[0].received_s > WAITING_S_MAX:
             return True
         # The one under way, those before, its own; and half of one again where it is ranked while the next is read.
-        batches = count // BATCH_COUNT_MAX + (1.5 if count >= SHARED_COUNT else 1)
+        batches = count // BATCH_COUNT_MAX + (1.5 if self.is_long else 1)
         return max(now_s, self._begun_s + self._batch_s) + batches * self._batch_s > until_s
 
 

@@ -21,7 +21,7 @@ from ranker import encode, metrics
 from ranker.batch import Pipeline, Ranked, cause_of
 from ranker.budgets import BUDGETS, Budgets
 from ranker.bundle import Bundle
-from ranker.queue import SHARED_COUNT, Gathered, Queue
+from ranker.queue import Gathered, Queue
 from ranker.reads.answers import Answer, Answers, Call, Said, Then, nothing
 from ranker.reads.reader import Read, asked_of
 from ranker.served.current import Current, Find, Served, no_other
@@ -37,8 +37,6 @@ SEND_SHARE = 0.25
 #: What keeping an answer is given though its deadline is near or over (milliseconds): asked again, it should be the same. Ten times what a
 #: store near by takes; more would hold up a backlog while the store hangs.
 KEEP_MS_MIN = 3
-#: How long after a batch is ranked the next read begins (seconds), and who comes meanwhile shares it, at little cost. More would be felt.
-WINDOW_S = 0.002
 
 
 class Ranker:
@@ -72,7 +70,6 @@ class Ranker:
         self._turned_away = Gathered(self._turn_away)
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_reading = False
-        self._next_read_s = 0.0
 
     @property
     def generation(self) -> Generation | None:
@@ -171,17 +168,15 @@ class Ranker:
         """Read batch after batch. Where many wait, the store reads for the next while each is ranked."""
         try:
             while self._waiting:
-                soon_s = self._next_read_s - time.perf_counter()
-                if soon_s > 0 and len(self._waiting) < SHARED_COUNT:
-                    await asyncio.sleep(soon_s)
+                if (pause_s := self._waiting.pause_s(time.perf_counter())) > 0:
+                    await asyncio.sleep(pause_s)
                 taken, late = self._waiting.take(time.perf_counter(), self._answers.keep_s)
                 for call in filter(self._is_wanted, late):
                     self._shed(call, "queue")
                 if wanted := list(filter(self._is_wanted, taken)):
                     metrics.QUEUE.observe(time.perf_counter() - wanted[0].received_s)
                     await self._read(wanted)
-                    self._waiting.done(now_s := time.perf_counter())
-                    self._next_read_s = now_s + WINDOW_S
+                    self._waiting.done(time.perf_counter())
         finally:
             self._is_reading = False
 
@@ -202,7 +197,9 @@ class Ranker:
         except (TimeoutError, StoreError) as error:
             await self._unread(batch, error)
             return
-        if len(self._waiting) >= SHARED_COUNT:  # the next read begins first
+        finally:
+            self._waiting.read(time.perf_counter())
+        if self._waiting.is_long:  # the next read begins first
             asyncio.get_running_loop().call_soon(self._rank, batch, known)
         else:
             self._rank(batch, known)

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from ranker.queue import BATCH_COUNT_MAX, SHARED_COUNT, WAITING_COUNT_MAX, WAITING_S_MAX, Gathered, Queue
+from ranker.queue import BATCH_COUNT_MAX, SHARED_COUNT, WAITING_COUNT_MAX, WAITING_S_MAX, WINDOW_S, Gathered, Queue
 from ranker.reads.answers import Call
 from ranker.reads.reader import Asked
 from tests.rankers import request
@@ -36,6 +36,21 @@ def test_calls_are_taken_in_batches_as_they_came() -> None:
         found.put(one)
 
     assert [found.take(0.0, 0.0) for _ in range(3)] == [(calls[:-1], []), (calls[-1:], []), ([], [])]
+
+
+@pytest.mark.parametrize(("read_s", "waiting", "pause_s"), [
+    (WINDOW_S, 1, 0.0),
+    (WINDOW_S + 0.001, 1, WINDOW_S),
+    (WINDOW_S + 0.001, SHARED_COUNT - 1, WINDOW_S),
+    (WINDOW_S + 0.001, SHARED_COUNT, 0.0),  # company enough
+])  # fmt: skip
+def test_only_after_a_slow_read_is_company_waited_for(read_s: float, waiting: int, pause_s: float) -> None:
+    """From the end of the batch, whatever else it took; and no longer than until many wait."""
+    found, end_s = queue(waiting), read_s + 10.0
+    found.read(read_s)
+    found.done(end_s)
+
+    assert [max(found.pause_s(end_s + part * WINDOW_S), 0.0) for part in (0, 1)] == [pytest.approx(pause_s), 0.0]
 
 
 @pytest.mark.parametrize(("waited_s", "batch_s", "keep_s", "is_late"), [
