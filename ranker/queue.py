@@ -12,8 +12,8 @@ from ranker.reads.answers import LAST_SHARE, Call
 BATCH_COUNT_MAX = 32
 #: So many begin a read at once, while the batch before is ranked: what any batch costs is little for each of them.
 SHARED_COUNT = 16
-#: A read that took longer than this (seconds) had to wait for the store, or for the loop. Who comes so long after its batch shares the next
-#: read, for many small ones would make either slower. Else the next begins at once: a wait is felt by all.
+#: Who comes so long after a batch (seconds) shares the next read where only the patient wait, and behind a read that took longer than this:
+#: it had to wait for the store, or for the loop, and many small ones would make either slower. Else the next begins at once.
 WINDOW_S = 0.002
 #: Requests that may wait, and how long the first of them may have (seconds): a read that hangs, and some. Past either one is answered by
 #: popularity: it would not be read for inside its deadline, and callers would run out of connections to ask on.
@@ -28,8 +28,8 @@ class Queue:
     def __init__(self) -> None:
         """Nobody waits."""
         self._calls: deque[Call] = deque()
-        #: When the last batch began, and how long one takes; how long its read took, and when the next may begin.
-        self._begun_s = self._batch_s = self._read_s = self._next_s = 0.0
+        #: When the last batch began, and how long one takes; how long its read took, and until when company may come.
+        self._begun_s = self._batch_s = self._read_s = self._window_end_s = 0.0
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -64,11 +64,12 @@ class Queue:
     def done(self, now_s: float) -> None:
         """It is the next one's turn."""
         self._batch_s += LAST_SHARE * (now_s - self._begun_s - self._batch_s)
-        self._next_s = now_s + (WINDOW_S if self._read_s > WINDOW_S else 0.0)
+        self._window_end_s = now_s + WINDOW_S
 
     def pause_s(self, now_s: float) -> float:
         """How long to wait for who may come yet, before the next batch is taken; none where it is not above zero."""
-        return 0.0 if self.is_long else self._next_s - now_s
+        is_worth_it = not self.is_long and (self._read_s > WINDOW_S or all(call.is_patient for call in self._calls))
+        return self._window_end_s - now_s if is_worth_it else 0.0
 
     def is_too_long(self, until_s: float, now_s: float) -> bool:
         """Whether who comes now would not be ranked until then, behind all who wait."""

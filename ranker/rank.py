@@ -89,11 +89,11 @@ class Ranker:
         finally:
             leave()
 
-    def ask(self, request: RankRequest, received_s: float, then: Then) -> Callable[[], None]:
+    def ask(self, request: RankRequest, received_s: float, then: Then, *, is_patient: bool = False) -> Callable[[], None]:
         """Answer a checked request. received_s: time.perf_counter() when it came in; its deadline counts from there.
 
-        then: takes the answer, now or later; others are told theirs after it, so it must not fail. Returns what to call where it is not
-        waited for any more: it is not ranked then, unless another one waits for the same answer.
+        then: takes the answer, now or later; others are told theirs after it, so it must not fail. is_patient: whether it may wait a little
+        for company. Returns what to call where it is not waited for any more: it is not ranked then, unless another one waits for the same.
         """
         key = answer_key(request.tenant, request.request_id)
         if (kept := self._answers.find(key)) is not None:
@@ -106,6 +106,7 @@ class Ranker:
             metrics.REPEATS.inc()
         call = self._calls[key]
         call.waiting.append(then)
+        call.is_patient &= is_patient
         deadline_ms = request.deadline_ms or self.budgets.total_ms
         if (deadline_s := received_s + deadline_ms / 1000) < call.deadline_s:
             call.deadline_s, call.reserve_s = deadline_s, self.budgets.reserve_s(deadline_ms)

@@ -172,7 +172,8 @@ class RankWorker:
         except DecodeError as error:
             self.sender.refuse(BadRecord(record, error.reason, error.detail))
             return False
-        self._ranker.ask(request, received_s, lambda answer: answered.put_nowait((record, request, answer)))
+        # Its way through Kafka is longer than the wait.
+        self._ranker.ask(request, received_s, lambda answer: answered.put_nowait((record, request, answer)), is_patient=True)
         return True
 
     def _answered(self) -> Offsets:

@@ -60,7 +60,7 @@ class Call:
 
     received_s, deadline_s: time.perf_counter(). reserve_s: how long before its deadline it falls back. timer: of what happens at the
     latest. ours: its answer, while it is being kept. waiting: who waits for it. served: what it is ranked by. is_read: whether its read has
-    begun; is_settled: whether its slate is there.
+    begun; is_settled: whether its slate is there. is_patient: whether it may wait for company, with which it costs less.
     """
 
     asked: Asked
@@ -72,6 +72,7 @@ class Call:
     timer: asyncio.TimerHandle | None = None
     ours: Answer | None = None
     served: Served | None = None
+    is_patient: bool = True
     is_read: bool = False
     is_settled: bool = False
     is_answered: bool = False

@@ -13,8 +13,8 @@ from tests.rankers import request
 BATCHES_COUNT, UNTIL_S = 50, 0.065
 
 
-def call(received_s: float = 0.0) -> Call:
-    return Call(Asked(request(), []), b"", received_s)
+def call(received_s: float = 0.0, *, is_patient: bool = True) -> Call:
+    return Call(Asked(request(), []), b"", received_s, is_patient=is_patient)
 
 
 def queue(waiting: int, batch_s: float = 0.0) -> Queue:
@@ -38,15 +38,20 @@ def test_calls_are_taken_in_batches_as_they_came() -> None:
     assert [found.take(0.0, 0.0) for _ in range(3)] == [(calls[:-1], []), (calls[-1:], []), ([], [])]
 
 
-@pytest.mark.parametrize(("read_s", "waiting", "pause_s"), [
-    (WINDOW_S, 1, 0.0),
-    (WINDOW_S + 0.001, 1, WINDOW_S),
-    (WINDOW_S + 0.001, SHARED_COUNT - 1, WINDOW_S),
-    (WINDOW_S + 0.001, SHARED_COUNT, 0.0),  # company enough
+@pytest.mark.parametrize(("read_s", "patient", "impatient", "pause_s"), [
+    (WINDOW_S, 0, 1, 0.0),
+    (WINDOW_S, 9, 1, 0.0),
+    (WINDOW_S, 9, 0, WINDOW_S),
+    (WINDOW_S + 0.001, 0, 1, WINDOW_S),
+    (WINDOW_S + 0.001, 0, SHARED_COUNT - 1, WINDOW_S),
+    (WINDOW_S + 0.001, 0, SHARED_COUNT, 0.0),  # company enough
+    (WINDOW_S, SHARED_COUNT, 0, 0.0),
 ])  # fmt: skip
-def test_only_after_a_slow_read_is_company_waited_for(read_s: float, waiting: int, pause_s: float) -> None:
-    """From the end of the batch, whatever else it took; and no longer than until many wait."""
-    found, end_s = queue(waiting), read_s + 10.0
+def test_who_waits_for_company(read_s: float, patient: int, impatient: int, pause_s: float) -> None:
+    """The patient, and everybody behind a slow read: from the end of the batch, and until many wait."""
+    found, end_s = queue(patient), read_s + 10.0
+    for _ in range(impatient):
+        found.put(call(is_patient=False))
     found.read(read_s)
     found.done(end_s)
 

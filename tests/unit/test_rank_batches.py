@@ -114,6 +114,19 @@ async def test_requests_behind_a_slow_read_share_the_next(ranker: Ranker, store:
     assert [sum(not key.startswith(ITEM_KEY) for key in keys) for keys in store.reads] == [1, 3]
 
 
+@pytest.mark.parametrize("is_patient", [True, False])
+async def test_who_is_asked_for_twice_is_as_patient_as_either(ranker: Ranker, *, is_patient: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody waits for it on a connection, whoever else does not mind."""
+    monkeypatch.setattr("ranker.queue.WINDOW_S", 3_600.0)
+    monkeypatch.setattr("ranker.queue.WAITING_S_MAX", 10.0)
+    await ask(ranker, "i1", request_id="before")
+    answers: asyncio.Queue[Answer] = asyncio.Queue()
+    for patience in (True, is_patient):
+        ranker.ask(request("i1", deadline_ms=400), time.perf_counter(), answers.put_nowait, is_patient=patience)
+
+    assert response((await answers.get()).response).degraded == (Degraded.POPULARITY if is_patient else Degraded.NONE)
+
+
 async def test_each_request_gets_its_own_slate(ranker: Ranker) -> None:
     """What a batch answers is what each request would be answered alone."""
     asked: list[Wish] = [(("i1", "i2", "i3"), {"user_id": "u1"}), (("i3",), {}), (("i5", "i4", "i1"), {"user_id": "u2", "k": 2})]
