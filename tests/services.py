@@ -13,6 +13,9 @@ from compose.stack.local import LocalStack, StackAddresses
 #: Until then a broker in a container must answer, its image pulled.
 CONTAINER_START_TIMEOUT_S = 60.0
 
+#: What free_port gave to this process.
+_given_ports: set[int] = set()
+
 
 @contextmanager
 def local_services(state_dir: Path) -> Iterator[StackAddresses]:
@@ -61,8 +64,11 @@ def environment_name(setting: str) -> str:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody has."""
+    """A port of 127.0.0.1 that nobody has, another one each time: who asks for two listens on neither yet."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
-        return port
+    if port in _given_ports:
+        return free_port()
+    _given_ports.add(port)
+    return port
