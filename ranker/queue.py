@@ -57,7 +57,7 @@ class Queue:
         """Only who waited for long: else, after one batch that took too long, all would be turned away, and none show that it is over."""
         return now_s - call.received_s > WAITING_S_MAX and now_s + self._batch_s + keep_s > call.deadline_s - call.reserve_s
 
-    def read(self, now_s: float) -> None:
+    def was_read(self, now_s: float) -> None:
         """What the last batch must know is there."""
         self._read_s = now_s - self._begun_s
 

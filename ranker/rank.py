@@ -199,7 +199,7 @@ class Ranker:
             await self._unread(batch, error)
             return
         finally:
-            self._waiting.read(time.perf_counter())
+            self._waiting.was_read(time.perf_counter())
         if self._waiting.is_long:  # the next read begins first
             asyncio.get_running_loop().call_soon(self._rank, batch, known)
         else:

@@ -52,7 +52,7 @@ def test_who_waits_for_company(read_s: float, patient: int, impatient: int, paus
     found, end_s = queue(patient), read_s + 10.0
     for _ in range(impatient):
         found.put(call(is_patient=False))
-    found.read(read_s)
+    found.was_read(read_s)
     found.done(end_s)
 
     assert [max(found.pause_s(end_s + part * WINDOW_S), 0.0) for part in (0, 1)] == [pytest.approx(pause_s), 0.0]
