@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 from ranker.reads.answers import LAST_SHARE, Call
 
-#: Requests of one batch. A batch costs some 2 ms however few are in it, little for each of so many; more would let the first wait for the
+#: Requests of one batch. A batch costs over 1 ms however few are in it, little for each of so many; more would let the first wait for the
 #: last, and who comes meanwhile for all of them.
 BATCH_COUNT_MAX = 32
 #: So many begin a read at once, while the batch before is ranked: what any batch costs is little for each of them.
