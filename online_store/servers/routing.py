@@ -6,7 +6,7 @@ What a node cannot answer fails its own commands only. Keys that move to another
 import asyncio
 from binascii import crc_hqx
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from hiredis import ReplyError
@@ -37,6 +37,10 @@ class Route(NamedTuple):
     address: Address | None
     asking: bool = False
     loading: bool = False
+
+
+#: What goes which way: places among a call's commands.
+Batches = Mapping[Route, Sequence[int]]
 
 
 def slot_of(key: bytes) -> int:
@@ -75,23 +79,19 @@ class Servers:
         that is no cluster. Raises OSError where nobody says who holds what.
         """
         answers: list[Any] = [None] * len(commands)
-        routes = await self._routes(commands)
+        batches = await self._routes(commands)
         for _ in range(ROUNDS_MAX):
-            await self._round(commands, routes, answers, script, beside=beside)
-            routes = {place: again for place, route in routes.items() if (again := self._again(answers[place], route))}
-            if not routes:
+            await self._round(commands, batches, answers, script, beside=beside)
+            if not (batches := self._left(batches, answers)):
                 break
-            if any(code_of(answers[place]) == "TRYAGAIN" for place in routes):
+            if any(code_of(answers[place]) == "TRYAGAIN" for places in batches.values() for place in places):
                 await asyncio.sleep(ON_THE_WAY_S)
         return answers
 
     async def _round(  # a round of run
-        self, commands: Sequence[Command], routes: dict[int, Route], answers: list[Any], script: bytes, *, beside: bool
+        self, commands: Sequence[Command], batches: Batches, answers: list[Any], script: bytes, *, beside: bool
     ) -> None:
-        """Send each command on its route and put its answer in its place."""
-        batches: dict[Route, list[int]] = defaultdict(list)
-        for place, route in routes.items():
-            batches[route].append(place)
+        """Send each batch on its route and put its answers in their places."""
         asked = [
             self._batch(route, [commands[place].packed for place in places], script, beside=beside) for route, places in batches.items()
         ]
@@ -100,6 +100,15 @@ class Servers:
         for places, found in zip(batches.values(), answered, strict=True):
             for place, answer in zip(places, found, strict=True):
                 answers[place] = answer
+
+    def _left(self, batches: Batches, answers: Sequence[Any]) -> Batches:
+        """What must be sent again, and where to."""
+        left: dict[Route, list[int]] = defaultdict(list)
+        for route, places in batches.items():
+            for place in places:
+                if isinstance(answers[place], ReplyError) and (again := self._again(answers[place], route)):
+                    left[again].append(place)
+        return left
 
     async def primaries(self) -> list[Node]:
         """Every node that holds keys. Raises OSError where nobody says which."""
@@ -110,11 +119,14 @@ class Servers:
         for node in (*self._nodes.values(), *self._sentinels):
             await node.close()
 
-    async def _routes(self, commands: Sequence[Command]) -> dict[int, Route]:
+    async def _routes(self, commands: Sequence[Command]) -> Batches:
         slots = self._slots or await self._look()
         if len(slots) == 1:
-            return dict.fromkeys(range(len(commands)), Route(slots[0]))
-        return {place: Route(slots[slot_of(command.key)]) for place, command in enumerate(commands)}
+            return {Route(slots[0]): range(len(commands))}
+        batches: dict[Route, list[int]] = defaultdict(list)
+        for place, command in enumerate(commands):
+            batches[Route(slots[slot_of(command.key)])].append(place)
+        return batches
 
     async def _batch(self, route: Route, parts: list[bytes], script: bytes, *, beside: bool) -> list[Any]:
         """The answers of one node to one batch."""

@@ -5,7 +5,6 @@ which beside hundreds of requests is more than a store takes.
 """
 
 import asyncio
-import contextlib
 import random
 from collections.abc import Callable, Sequence
 
@@ -31,46 +30,43 @@ async def ask(store: OnlineStore, keys: Sequence[bytes], wait_s: float, late: Ca
     """
     loop = asyncio.get_running_loop()
     answered: asyncio.Future[Values] = loop.create_future()
-    asking = loop.create_task(_answer(store, keys, wait_s + LATE_S, answered, late))
+    asking = loop.create_task(_answer(store, keys, answered, late))
     timer = loop.call_later(wait_s, loop.call_later, LOOK_AGAIN_S, _give_up, answered)
     try:
         return await answered
     finally:
         timer.cancel()
+        if not asking.done():
+            # Nobody waits for it from here on.
+            loop.call_later(LATE_S, asking.cancel)
         # A failure refers to this frame: named here it would be a cycle, with all keys in it.
         del answered, asking
 
 
-async def _answer(
-    store: OnlineStore, keys: Sequence[bytes], patience_s: float, answered: asyncio.Future[Values], late: Callable[[Values], None]
-) -> None:
+async def _answer(store: OnlineStore, keys: Sequence[bytes], answered: asyncio.Future[Values], late: Callable[[Values], None]) -> None:
     """Tell who waits; where nobody does any more, `late`."""
     try:
-        found = await _values(store, keys, patience_s)
+        found = await _values(store, keys)
     except StoreError as error:
         if not answered.done():
             answered.set_exception(error)
     else:
         if not answered.done():
             answered.set_result(found)
-        elif found:
+        else:
             late(found)
     finally:
         # As in `ask`.
         del answered
 
 
-async def _values(store: OnlineStore, keys: Sequence[bytes], patience_s: float) -> Values:
-    """What stands under keys, asked once more where the connection was lost at once; nothing where it is too late for anybody."""
-    # Raised, a time that is over would refer to its task, and the task to it: a cycle, with all keys in it.
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(patience_s):
-            try:
-                return await store.read(keys)
-            except StoreAwayError:
-                await asyncio.sleep(random.uniform(0, RETRY_MS_MAX) / 1000)  # noqa: S311  # spreads load, keeps no secret
-                return await store.read(keys)
-    return []
+async def _values(store: OnlineStore, keys: Sequence[bytes]) -> Values:
+    """What stands under keys, asked once more where the connection was lost at once."""
+    try:
+        return await store.read(keys)
+    except StoreAwayError:
+        await asyncio.sleep(random.uniform(0, RETRY_MS_MAX) / 1000)  # noqa: S311  # spreads load, keeps no secret
+        return await store.read(keys)
 
 
 def _give_up(answered: asyncio.Future[Values]) -> None:
