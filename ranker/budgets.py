@@ -15,7 +15,8 @@ class Budgets:
     backfill_ms: int = 10
     #: A batch's matrix, model and calibration. Compiled code cannot be interrupted: past it is only counted.
     score_ms: int = 20
-    #: Rules, encoding, keeping and sending: this long before its deadline, what is not ranked falls back. Past it is only counted.
+    #: Rules, encoding, keeping and sending: this long before its deadline, what is not ranked falls back, and what is not kept goes out.
+    #: Past it is only counted.
     rules_ms: int = 15
     #: A request that names no deadline: what a feed waits before it shows something else.
     total_ms: int = 80
@@ -32,7 +33,7 @@ class Budgets:
             raise SettingsError("; ".join(faults))
 
     def reserve_s(self, deadline_ms: float) -> float:
-        """How long before a request's deadline it falls back (seconds); of a shorter deadline than the total, a smaller part."""
+        """How long before its deadline a request has all it waits for (seconds); of a shorter deadline than the total, a smaller part."""
         return self.rules_ms / 1000 * min(1.0, deadline_ms / self.total_ms)
 
 

@@ -32,8 +32,6 @@ from schemas.records import RankRequest
 
 __all__ = ["Answer", "Ranker"]
 
-#: Of what a request's deadline leaves for the way back, the share for telemetry and sending once its answer is kept.
-SEND_SHARE = 0.25
 #: What keeping an answer is given though its deadline is near or over (milliseconds): asked again, it should be the same. Ten times what a
 #: store near by takes; more would hold up a backlog while the store hangs.
 KEEP_MS_MIN = 3
@@ -133,11 +131,11 @@ class Ranker:
 
     def _wait(self, call: Call) -> None:
         """What happens at the latest: without a slate it falls back; with an answer that is not kept yet, that goes out."""
-        later, left_s = asyncio.get_running_loop().call_later, call.deadline_s - time.perf_counter()
+        later, left_s = asyncio.get_running_loop().call_later, call.deadline_s - call.reserve_s - time.perf_counter()
         if call.ours is not None:
-            call.wait(later(max(left_s - SEND_SHARE * call.reserve_s, KEEP_MS_MIN / 1000), self._end, call, call.ours))
-        elif not call.is_settled and left_s > call.reserve_s:
-            call.wait(later(left_s - call.reserve_s, self._run_out, call))
+            call.wait(later(max(left_s, KEEP_MS_MIN / 1000), self._end, call, call.ours))
+        elif not call.is_settled and left_s > 0:
+            call.wait(later(left_s, self._run_out, call))
         elif not call.is_settled:
             self._run_out(call)
 

@@ -58,9 +58,9 @@ Then = Callable[[Answer], None]
 class Call:
     """A request under way.
 
-    received_s, deadline_s: time.perf_counter(). reserve_s: how long before its deadline it falls back. timer: of what happens at the
-    latest. ours: its answer, while it is being kept. waiting: who waits for it. served: what it is ranked by. is_read: whether its read has
-    begun; is_settled: whether its slate is there. is_patient: whether it may wait for company, with which it costs less.
+    received_s, deadline_s: time.perf_counter(). reserve_s: as Budgets.reserve_s. timer: of what happens at the latest. ours: its answer,
+    while it is being kept. waiting: who waits for it. served: what it is ranked by. is_read: whether its read has begun; is_settled:
+    whether its slate is there. is_patient: whether it may wait for company, with which it costs less.
     """
 
     asked: Asked

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ranker.rank import Answer, Ranker
+from ranker.rank import KEEP_MS_MIN, Answer, Ranker
 from schemas.errors import StoreAwayError, StoreError
 from schemas.records import Degraded
 from tests.rankers import ITEMS, Failing, fill, ids, on, request, response, trained
@@ -205,6 +205,14 @@ def test_a_process_that_stands_still_is_late_by_no_more(play: Play, blocks_ms: i
     (got,) = play([fault], lambda world: world.all_of(Wish(0, "r", ITEMS[:3], deadline_ms)))
 
     assert got.left_s >= -2 * blocks_ms / 1000 - EXACT_S
+
+
+@pytest.mark.parametrize(("deadline_ms", "reserve_ms"), [(None, 15), (200, 15), (40, 7.5)])
+def test_what_is_not_kept_goes_out_soon_after_others_fall_back(play: Play, deadline_ms: int | None, reserve_ms: float) -> None:
+    """Its slate is there at once, but the store never says what holds: what is left then is for a loop that is late, and for the way."""
+    (got,) = play([Fault(), Fault(FOR_EVER_MS)], lambda world: world.all_of(Wish(0, "r", ITEMS[:3], deadline_ms)))
+
+    assert (got.left_s, response(got.answer.response).degraded) == (pytest.approx((reserve_ms - KEEP_MS_MIN) / 1000), Degraded.NONE)
 
 
 def test_the_second_of_two_is_not_held_up_by_the_first(play: Play) -> None:
