@@ -15,9 +15,9 @@ SHARED_COUNT = 16
 #: Who comes so long after a batch (seconds) shares the next read where only the patient wait, and behind a read that took longer than this:
 #: it had to wait for the store, or for the loop, and many small ones would make either slower. Else the next begins at once.
 WINDOW_S = 0.002
-#: Requests that may wait, and how long the first of them may have (seconds): after more, a read that hangs would leave no time to answer.
-#: Past either one is answered by popularity: it would not be read for inside its deadline, and callers would run out of connections.
-WAITING_COUNT_MAX, WAITING_S_MAX = 512, 0.02
+#: Requests that may wait, and how long the first of them may have (seconds): a read that hangs, and some. Past either one is answered by
+#: popularity: it would not be read for inside its deadline, and callers would run out of connections to ask on.
+WAITING_COUNT_MAX, WAITING_S_MAX = 512, 0.03
 
 One = TypeVar("One")
 
