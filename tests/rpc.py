@@ -1,21 +1,24 @@
 """A service that says what it is told, and a client of bare HTTP/2 that may do what no library of gRPC lets it."""
 
 import asyncio
+import contextlib
 import functools
 import struct
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import ConnectionTerminated, DataReceived, Event, ResponseReceived, StreamEnded, StreamReset, TrailersReceived
+from h2.settings import SettingCodes
 from hpack import Encoder
 from hyperframe.frame import Frame, GoAwayFrame, PingFrame
 
 from ranker.fronts.rpc.call import PREFIX, Ask, Asked
 from ranker.fronts.rpc.frames import LARGEST
 from ranker.fronts.rpc.served import Served
+from ranker.fronts.rpc.server import Server
 
 HEADERS = [(":method", "POST"), (":scheme", "http"), (":authority", "here"), ("content-type", "application/grpc"), ("te", "trailers")]
 #: As large as a frame may be where nothing else was said.
@@ -237,3 +240,48 @@ def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"", size: int
     flags: 1 the stream's end or an acknowledgement, 4 the headers' end, 8 padding, 32 a priority.
     """
     return struct.pack(">I", len(payload) if size is None else size)[1:] + struct.pack(">BBI", kind, flags, stream_id) + payload
+
+
+#: A frame that ends a connection (RFC 9113, 6.1).
+DATA_OF_NO_STREAM = frame(0, 0, 0, b"x")
+PING = frame(6, 0, 0, b"12345678")
+#: What every client begins with.
+BEGIN = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0)
+
+
+class World(NamedTuple):
+    """A server at a port, what answers there, and what ends it, and its clients."""
+
+    port: int
+    echo: Echo
+    running: contextlib.AsyncExitStack
+    clients: contextlib.ExitStack
+
+    async def bare(self, **settings: int) -> Bare:
+        """A client with settings of its own."""
+        found = Bare(*await asyncio.open_connection("127.0.0.1", self.port))
+        self.clients.callback(found.close)
+        found.http2.initiate_connection()
+        found.http2.update_settings({SettingCodes[name]: value for name, value in settings.items()})
+        await found.flush()
+        return found
+
+    async def raw(self) -> Raw:
+        """A client that is held to no rule, and has begun as it should."""
+        found = Raw(*await asyncio.open_connection("127.0.0.1", self.port))
+        self.clients.callback(found.close)
+        await found.say(BEGIN)
+        return found
+
+
+@contextlib.asynccontextmanager
+async def serving(grace_s: float) -> AsyncIterator[World]:
+    """A server on a free port, its clients gone before it ends."""
+    server, echo = Server(), Echo()
+    server.add_registered_method_handlers("test.Echo", echo.methods())
+    for name, ask in echo.plain().items():
+        server.add_method("test.Echo", name, ask)
+    async with contextlib.AsyncExitStack() as running:
+        port = await running.enter_async_context(server.listening("127.0.0.1", 0, grace_s))
+        with contextlib.ExitStack() as clients:
+            yield World(port, echo, running, clients)
