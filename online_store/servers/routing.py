@@ -121,7 +121,7 @@ class Servers:
 
     async def _routes(self, commands: Sequence[Command]) -> Batches:
         slots = self._slots or await self._look()
-        if len(slots) == 1:
+        if len(slots) == 1 and commands:
             return {Route(slots[0]): range(len(commands))}
         batches: dict[Route, list[int]] = defaultdict(list)
         for place, command in enumerate(commands):
