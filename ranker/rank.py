@@ -198,8 +198,10 @@ class Ranker:
             return
         finally:
             self._waiting.was_read(time.perf_counter())
-        if self._waiting.is_long:  # the next read begins first
-            asyncio.get_running_loop().call_soon(self._rank, batch, known)
+        if self._waiting.is_long:
+            # The round after the next one: in that, the store is asked for the next batch.
+            later = asyncio.get_running_loop().call_soon
+            later(later, self._rank, batch, known)
         else:
             self._rank(batch, known)
         if was_away:

@@ -2,14 +2,16 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from online_store.keys import Entity, record_key
+from ranker.batch import Pipeline
 from ranker.budgets import BUDGETS
-from ranker.queue import SHARED_COUNT
+from ranker.queue import BATCH_COUNT_MAX, SHARED_COUNT
 from ranker.rank import Answer, Ranker
 from ranker.reads import breaker
 from ranker.reads.asking import LATE_S
@@ -141,6 +143,27 @@ async def test_many_who_wait_are_read_for_at_once(ranker: Ranker, store: Watched
 
     assert {response((await answers.get()).response).degraded for _ in range(SHARED_COUNT)} == {Degraded.NONE}
     assert [sum(not key.startswith(ITEM_KEY) for key in keys) for keys in store.reads] == [1, SHARED_COUNT]
+
+
+async def test_where_many_wait_the_store_is_asked_for_the_next_before_a_batch_is_ranked(
+    ranker: Ranker, store: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads for those while these are ranked."""
+    happened: list[str] = []
+
+    def noted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def noting(*args: object) -> object:
+            happened.append(name)
+            return call(*args)
+
+        return noting
+
+    monkeypatch.setattr(store, "read", noted("read", store.read))
+    monkeypatch.setattr(Pipeline, "rank", noted("rank", Pipeline.rank))
+    wishes: list[Wish] = [(("i1",), {"user_id": f"u{number}"}) for number in range(BATCH_COUNT_MAX + SHARED_COUNT)]
+    await all_of(ranker, *wishes)
+
+    assert happened == ["read", "read", "rank", "rank"]
 
 
 async def test_each_request_gets_its_own_slate(ranker: Ranker) -> None:
